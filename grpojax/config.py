@@ -1,0 +1,320 @@
+"""Config: everything a run depends on, as frozen dataclasses that are validated when built.
+
+A config module defines `get_config() -> Config`; every field can be set by a flag of the same name.
+Defaults live here and nowhere else. Rules that need a device, a file or a tokenizer are checked where
+those are opened, always before anything is compiled.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def require(ok: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `ok`."""
+    if not ok:
+        raise ValueError(message)
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raises ValueError naming the first of the fields `names` that is not above 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"{name} must be above 0, got {value}")
+
+
+def require_choices(config: Any) -> None:
+    """Raises ValueError naming the first `Literal` field whose value is not one of its choices."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            options, value = typing.get_args(hint), getattr(config, name)
+            require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the policy: a pre-norm decoder with RMSNorm, rotary positions, GQA and SwiGLU."""
+
+    vocab_size: int = 64  # V, rows of the embedding; at least the tokenizer's
+    embed_dim: int = 128  # D, width
+    ffw_dim: int = 384  # F, width of the feed-forward
+    num_layers: int = 4  # blocks
+    num_heads: int = 4  # N, query heads
+    num_kv_heads: int = 2  # K, key and value heads, each shared by N / K query heads
+    head_dim: int = 32  # H, size of a head
+    max_length: int = 2048  # longest prompt plus completion, in tokens
+    rope_base: float = 10_000.0  # base of the rotary frequencies
+    norm_epsilon: float = 1e-6  # added to the mean square inside RMSNorm
+    tied_embeddings: bool = True  # the output head is the embedding, transposed
+    qkv_bias: bool = False  # biases on the query, key and value projections
+    compute_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of matrix products; parameters are float32
+    )
+    remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
+
+    def __post_init__(self):
+        require_choices(self)
+        require_positive(self, "vocab_size", "embed_dim", "ffw_dim", "num_layers", "num_heads")
+        require_positive(
+            self, "num_kv_heads", "head_dim", "max_length", "rope_base", "norm_epsilon"
+        )
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}",
+        )
+        require(
+            self.head_dim % 2 == 0, f"head_dim must be even (rotary pairs), got {self.head_dim}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Shapes and temperature of the completions that the policy is trained on.
+
+    There is no top-k or top-p here: truncation would sample from another policy than the one trained.
+    """
+
+    prompt_length: int = 32  # P, tokens that prompts are left-padded to
+    completion_length: int = 64  # T, most tokens of a completion
+    temperature: float = (
+        1.0  # divides the logits in every log-probability, sampler and trainer alike
+    )
+    stop: tuple[str, ...] = ()  # texts of one token each that end a completion, beside EOS
+
+    def __post_init__(self):
+        require_positive(self, "prompt_length", "completion_length", "temperature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """The objective: equations 3 and 4 of DeepSeekMath (arXiv 2402.03300) unless said otherwise."""
+
+    prompts_per_step: int = 16  # B, prompts sampled in a step
+    group_size: int = 16  # G, completions per prompt
+    beta: float = 0.01  # β, weight of the KL to the reference; 0 keeps no reference
+    clip_low: float = 0.2  # ε; the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2  # ε above 1; DAPO (2503.14476) raises it to 0.28
+    advantage: Literal["group", "mean"] = (
+        "group"  # (r - mean) / deviation; Dr. GRPO (2503.20783): r - mean
+    )
+    std_epsilon: float = 1e-6  # added to the group's deviation (ddof 1); TRL uses 1e-4
+    reduction: Literal["sequence_mean", "token_mean", "constant"] = (
+        "sequence_mean"  # eq. 3; DAPO; Dr. GRPO
+    )
+    epochs_per_batch: int = 1  # μ, passes over the completions of a step
+    minibatches: int = 1  # optimizer updates in a pass
+    microbatches: int = 1  # parts a minibatch is computed in: changes memory, never the result
+    old_logps: Literal["sampler", "rescored"] = (
+        "sampler"  # whose π_old, when a step has several updates
+    )
+    reference: Literal["initial", "refreshed", "previous"] = (
+        "initial"  # π_ref: first policy; every N updates; one update ago
+    )
+    reference_every: int = 400  # N, updates between refreshes of a refreshed reference
+
+    def __post_init__(self):
+        require_choices(self)
+        require(
+            self.group_size >= 2,
+            f"group_size must be at least 2 (one completion has no relative advantage), got {self.group_size}",
+        )
+        require(self.beta >= 0, f"beta must be 0 or more (it weighs a penalty), got {self.beta}")
+        require(
+            0 < self.clip_low <= 1, f"clip_low must be above 0 and at most 1, got {self.clip_low}"
+        )
+        require_positive(self, "prompts_per_step", "clip_high", "std_epsilon", "epochs_per_batch")
+        require_positive(self, "minibatches", "microbatches", "reference_every")
+        require_multiple(
+            "prompts_per_step",
+            self.prompts_per_step,
+            self.minibatches * self.microbatches,
+            "minibatches * microbatches",
+        )
+
+    @property
+    def on_policy(self) -> bool:
+        """One update a step: π_old is π_θ and the ratio needs no stored log-probabilities."""
+        return self.minibatches == self.epochs_per_batch == 1
+
+
+def require_multiple(name: str, value: int, of: int, what: str) -> None:
+    """Raises ValueError unless `value` is a multiple of `of`; the message offers the next value that is."""
+    require(
+        value % of == 0, f"{name}={value} must divide by {what} = {of}; try {of * -(-value // of)}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up, a schedule and gradient clipping; one update is one optimizer step."""
+
+    learning_rate: float = 1e-6  # peak, reached after the warm-up
+    schedule: Literal["constant", "linear", "cosine"] = (
+        "constant"  # after the warm-up, down to 0 at the end
+    )
+    warmup_updates: int = 0  # updates of linear growth from 0
+    adam_b1: float = 0.9  # decay of the mean of the gradients
+    adam_b2: float = 0.999  # decay of the mean of their squares
+    adam_epsilon: float = 1e-8  # added to the root of the mean square
+    weight_decay: float = 0.0  # decoupled, on every parameter
+    max_grad_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
+
+    def __post_init__(self):
+        require_choices(self)
+        require_positive(self, "learning_rate", "adam_epsilon", "max_grad_norm")
+        require(0 <= self.adam_b1 < 1, f"adam_b1 must be in [0, 1), got {self.adam_b1}")
+        require(0 <= self.adam_b2 < 1, f"adam_b2 must be in [0, 1), got {self.adam_b2}")
+        require(
+            self.warmup_updates >= 0, f"warmup_updates must be 0 or more, got {self.warmup_updates}"
+        )
+        require(self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a task's files are; tasks that make their own examples read none."""
+
+    dir: str = ""  # folder with the data set's files as published
+    cache: str = "~/tensorflow_datasets"  # where TFDS keeps the records it makes of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out accuracy, greedy and sampled, through the sampler that trains."""
+
+    every: int = 50  # steps between evaluations; 0: only before the first step and after the last
+    examples: int = 128  # problems of the held-out split
+    samples: int = 4  # completions sampled for each, beside the greedy one
+    temperature: float = 1.0  # of the sampled completions
+    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
+    top_p: float = 1.0  # keep the most likely tokens that hold this mass; 1 keeps all
+
+    def __post_init__(self):
+        require(self.every >= 0, f"every must be 0 or more, got {self.every}")
+        require_positive(self, "examples", "samples", "temperature")
+        require(self.top_k >= 0, f"top_k must be 0 (off) or more, got {self.top_k}")
+        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (off), got {self.top_p}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """The supervised stage (`grpojax sft`): next-token loss on the task's worked completions."""
+
+    max_steps: int = 400  # the stage fails if the accuracy was not reached by then
+    examples_per_step: int = 64  # demonstrations in a step
+    until_accuracy: float = 0.3  # greedy accuracy on the validation split that ends the stage
+    check_every: int = 25  # steps between those checks
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_updates=10)
+
+    def __post_init__(self):
+        require_positive(self, "max_steps", "examples_per_step", "check_every")
+        require(
+            0 < self.until_accuracy <= 1,
+            f"until_accuracy must be in (0, 1], got {self.until_accuracy}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along the axes of the mesh; -1 on at most one axis takes the rest."""
+
+    data: int = -1  # prompts; parameters are replicated along it
+    fsdp: int = 1  # prompts, and parameters sharded along it
+    tensor: int = 1  # heads, feed-forward and vocabulary
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        require(
+            all(s > 0 or s == -1 for s in sizes),
+            f"mesh axes must be above 0, or -1 for the rest, got {sizes}",
+        )
+        require(sizes.count(-1) <= 1, f"at most one mesh axis may be -1, got {sizes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is saved; the last step always is."""
+
+    every: int = 50  # steps between checkpoints
+    keep: int = 2  # newest checkpoints kept, beside the best by held-out greedy accuracy
+
+    def __post_init__(self):
+        require_positive(self, "every", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run shows and records beside its metrics."""
+
+    completions_every: int = 10  # steps between groups recorded in completions/
+    completions_shown: int = 4  # completions of one group shown on the console each time
+    tensorboard: bool = True  # write tb/ beside metrics.jsonl
+
+    def __post_init__(self):
+        require_positive(self, "completions_every")
+        require(
+            self.completions_shown >= 0,
+            f"completions_shown must be 0 or more, got {self.completions_shown}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run: a task, the policy it starts from, and how it is trained."""
+
+    task: str = "addition"  # a shipped task's name, or module:function
+    rewards: dict[str, float] = field(
+        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
+    )  # the task's names, or module:function, each with its weight
+    init: str = ""  # where the first parameters come from: empty for random, a Hugging Face folder, or a run directory
+    tokenizer: str = "sentencepiece"  # bytes; sentencepiece: trained on the task's text; or a tokenizer.json, tokenizer.model or folder
+    steps: int = 100  # batches of prompts sampled
+    seed: int = 0  # of the parameters, the order of the data and every draw
+    model: ModelConfig = ModelConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sft: SFTConfig = SFTConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self):
+        require_positive(self, "steps")
+        require(bool(self.rewards), "rewards must name at least one reward, got none")
+        require(
+            any(self.rewards.values()),
+            f"at least one reward needs a weight other than 0, got {self.rewards}",
+        )
+        prompt, completion, most = (
+            self.sampling.prompt_length,
+            self.sampling.completion_length,
+            self.model.max_length,
+        )
+        require(
+            prompt + completion <= most,
+            f"prompt_length + completion_length = {prompt} + {completion} must be at most the model's max_length={most}",
+        )
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.steps * self.grpo.epochs_per_batch * self.grpo.minibatches
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """Builds the config dataclass `kind` from what `dataclasses.asdict` made of one, through JSON or not.
+
+    Raises:
+      TypeError: a name is not a field of `kind`.
+    """
+    hints, fields = typing.get_type_hints(kind), {}
+    for name, value in values.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(hint, value)
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**fields)

@@ -1,0 +1,57 @@
+"""The structs of arrays that cross files.
+
+B prompts, G completions each, P prompt tokens (left-padded), T completion tokens.
+"""
+
+from typing import Any
+
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+Params = dict[str, Any]
+"""A plain nested dict of arrays: what Flax calls the "params" collection, unboxed."""
+
+
+@struct.dataclass
+class Prompts:
+    """Left-padded prompts. What stands in `tokens` where `mask` is False never matters."""
+
+    tokens: Int[Array, "B P"]
+    mask: Bool[Array, "B P"]
+    ids: Int[
+        Array, "B"
+    ]  # example ids: the keys of the draws, so that neighbours cannot change a row
+
+
+@struct.dataclass
+class Completions:
+    """Sampled completions. `mask` is True up to and including the stop token, False after it."""
+
+    tokens: Int[Array, "B G T"]
+    mask: Bool[Array, "B G T"]
+    logps: Float[Array, "B G T"]  # float32, of the policy and temperature they were drawn from
+
+
+@struct.dataclass
+class GroupBatch:
+    """All that one step's updates read."""
+
+    prompts: Prompts
+    completions: Completions
+    advantages: Float[Array, "B G"]
+    weights: Float[Array, "B G T"]  # token weights: the loss is sum(weights * token loss)
+    old_logps: Float[Array, "B G T"] | None  # None on-policy: the ratio is exactly 1
+    ref_logps: Float[Array, "B G T"] | None  # None when beta is 0
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint holds. `step` counts batches of prompts, `update` optimizer updates."""
+
+    step: Int[Array, ""]
+    update: Int[Array, ""]
+    skipped: Int[Array, ""]  # updates in a row refused because loss or gradient was not finite
+    params: Params
+    opt_state: Any
+    ref_params: Params | None  # None when beta is 0
