@@ -1,8 +1,8 @@
 """Config: everything a run depends on, as frozen dataclasses that are validated when built.
 
 A config module defines `get_config() -> Config`; every field can be set by a flag of the same name.
-Defaults live here and nowhere else. Rules that need a device, a file or a tokenizer are checked where
-those are opened, always before anything is compiled.
+Defaults live here and nowhere else. Rules that need a device, a file or a tokenizer are checked
+where those are opened, always before anything is compiled.
 """
 
 import dataclasses
@@ -10,26 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-def require(ok: bool, message: str) -> None:
-    """Raises ValueError with `message` unless `ok`."""
-    if not ok:
-        raise ValueError(message)
-
-
-def require_positive(config: Any, *names: str) -> None:
-    """Raises ValueError naming the first of the fields `names` that is not above 0."""
-    for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{name} must be above 0, got {value}")
-
-
-def require_choices(config: Any) -> None:
-    """Raises ValueError naming the first `Literal` field whose value is not one of its choices."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            options, value = typing.get_args(hint), getattr(config, name)
-            require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}")
+from grpojax.checks import require, require_choices, require_multiple, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +29,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-6  # added to the mean square inside RMSNorm
     tied_embeddings: bool = True  # the output head is the embedding, transposed
     qkv_bias: bool = False  # biases on the query, key and value projections
-    compute_dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # of matrix products; parameters are float32
-    )
+    # of matrix products; parameters, log-probabilities and losses are float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
 
     def __post_init__(self):
@@ -72,14 +52,14 @@ class ModelConfig:
 class SamplingConfig:
     """Shapes and temperature of the completions that the policy is trained on.
 
-    There is no top-k or top-p here: truncation would sample from another policy than the one trained.
+    There is no top-k or top-p here: truncation would sample from another policy than the one
+    trained.
     """
 
     prompt_length: int = 32  # P, tokens that prompts are left-padded to
     completion_length: int = 64  # T, most tokens of a completion
-    temperature: float = (
-        1.0  # divides the logits in every log-probability, sampler and trainer alike
-    )
+    # divides the logits in every log-probability, the sampler's and the trainer's alike
+    temperature: float = 1.0
     stop: tuple[str, ...] = ()  # texts of one token each that end a completion, beside EOS
 
     def __post_init__(self):
@@ -95,29 +75,26 @@ class GRPOConfig:
     beta: float = 0.01  # β, weight of the KL to the reference; 0 keeps no reference
     clip_low: float = 0.2  # ε; the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2  # ε above 1; DAPO (2503.14476) raises it to 0.28
-    advantage: Literal["group", "mean"] = (
-        "group"  # (r - mean) / deviation; Dr. GRPO (2503.20783): r - mean
-    )
+    # group: (r - mean) / deviation (eq. 3); mean: r - mean (Dr. GRPO, 2503.20783)
+    advantage: Literal["group", "mean"] = "group"
     std_epsilon: float = 1e-6  # added to the group's deviation (ddof 1); TRL uses 1e-4
-    reduction: Literal["sequence_mean", "token_mean", "constant"] = (
-        "sequence_mean"  # eq. 3; DAPO; Dr. GRPO
-    )
+    # of token losses: eq. 3; DAPO (2503.14476); Dr. GRPO
+    reduction: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     epochs_per_batch: int = 1  # μ, passes over the completions of a step
     minibatches: int = 1  # optimizer updates in a pass
     microbatches: int = 1  # parts a minibatch is computed in: changes memory, never the result
-    old_logps: Literal["sampler", "rescored"] = (
-        "sampler"  # whose π_old, when a step has several updates
-    )
-    reference: Literal["initial", "refreshed", "previous"] = (
-        "initial"  # π_ref: first policy; every N updates; one update ago
-    )
+    # who gives π_old, when a step has several updates
+    old_logps: Literal["sampler", "rescored"] = "sampler"
+    # π_ref: the first policy; the one of the last multiple of N updates; the one an update ago
+    reference: Literal["initial", "refreshed", "previous"] = "initial"
     reference_every: int = 400  # N, updates between refreshes of a refreshed reference
 
     def __post_init__(self):
         require_choices(self)
         require(
             self.group_size >= 2,
-            f"group_size must be at least 2 (one completion has no relative advantage), got {self.group_size}",
+            "group_size must be at least 2 (one completion has no relative advantage), "
+            f"got {self.group_size}",
         )
         require(self.beta >= 0, f"beta must be 0 or more (it weighs a penalty), got {self.beta}")
         require(
@@ -138,21 +115,13 @@ class GRPOConfig:
         return self.minibatches == self.epochs_per_batch == 1
 
 
-def require_multiple(name: str, value: int, of: int, what: str) -> None:
-    """Raises ValueError unless `value` is a multiple of `of`; the message offers the next value that is."""
-    require(
-        value % of == 0, f"{name}={value} must divide by {what} = {of}; try {of * -(-value // of)}"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with warm-up, a schedule and gradient clipping; one update is one optimizer step."""
 
     learning_rate: float = 1e-6  # peak, reached after the warm-up
-    schedule: Literal["constant", "linear", "cosine"] = (
-        "constant"  # after the warm-up, down to 0 at the end
-    )
+    # after the warm-up; linear and cosine end at 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: int = 0  # updates of linear growth from 0
     adam_b1: float = 0.9  # decay of the mean of the gradients
     adam_b2: float = 0.999  # decay of the mean of their squares
@@ -264,11 +233,11 @@ class Config:
     """One run: a task, the policy it starts from, and how it is trained."""
 
     task: str = "addition"  # a shipped task's name, or module:function
-    rewards: dict[str, float] = field(
-        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
-    )  # the task's names, or module:function, each with its weight
-    init: str = ""  # where the first parameters come from: empty for random, a Hugging Face folder, or a run directory
-    tokenizer: str = "sentencepiece"  # bytes; sentencepiece: trained on the task's text; or a tokenizer.json, tokenizer.model or folder
+    # the task's own rewards by name, or module:function, each with its weight
+    rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    init: str = ""  # first parameters: empty for random, a Hugging Face folder or a run directory
+    # empty: that of `init`, or SentencePiece trained on the task's text; or bytes, a folder, a file
+    tokenizer: str = ""
     steps: int = 100  # batches of prompts sampled
     seed: int = 0  # of the parameters, the order of the data and every draw
     model: ModelConfig = ModelConfig()
@@ -289,14 +258,12 @@ class Config:
             any(self.rewards.values()),
             f"at least one reward needs a weight other than 0, got {self.rewards}",
         )
-        prompt, completion, most = (
-            self.sampling.prompt_length,
-            self.sampling.completion_length,
-            self.model.max_length,
-        )
+        prompt, completion = self.sampling.prompt_length, self.sampling.completion_length
+        most = self.model.max_length
         require(
             prompt + completion <= most,
-            f"prompt_length + completion_length = {prompt} + {completion} must be at most the model's max_length={most}",
+            f"prompt_length + completion_length = {prompt} + {completion} must be at most the "
+            f"model's max_length={most}",
         )
 
     @property
@@ -306,7 +273,8 @@ class Config:
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """Builds the config dataclass `kind` from what `dataclasses.asdict` made of one, through JSON or not.
+    """Builds the config dataclass `kind` from what `dataclasses.asdict` made of one, through JSON
+    or not.
 
     Raises:
       TypeError: a name is not a field of `kind`.

@@ -1,7 +1,8 @@
 """Task: a set of problems with the rewards that judge a completion. Imports no jax.
 
-A task is a plain function that returns a `Task`; a config names it (`module:function`), so a task of
-the user's needs no change to the package. A reward is a plain function of one example and one completion.
+A task is a plain function that returns a `Task`; a config names it (`module:function`), so a task
+of the user's needs no change to the package. A reward is a plain function of one example and one
+completion.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ class Example:
 
 
 Reward = Callable[[Example, str], float]
-"""`reward(example, completion) -> float`: `completion` is the decoded text without the token that ended it.
+"""`reward(example, completion) -> float`: `completion` is the decoded text without the token that
+ended it.
 
 Raising, or returning NaN or anything but one number, makes the completion invalid, never zero.
 """
@@ -31,9 +33,9 @@ Raising, or returning NaN or anything but one number, makes the completion inval
 class Task:
     """Examples by split and rewards by name.
 
-    `splits` holds "train", "validation" and "test", each with examples of its own; `rewards` holds at
-    least "accuracy" (1.0 for a right completion, else 0.0), which evaluation reports. A config chooses
-    among the rewards and weighs them.
+    `splits` holds "train", "validation" and "test", each with examples of its own; `rewards` holds
+    at least "accuracy" (1.0 for a right completion, else 0.0), which evaluation reports. A config
+    chooses among the rewards and weighs them.
     """
 
     splits: dict[str, Sequence[Example]]

@@ -25,6 +25,23 @@ class Prompts:
 
 
 @struct.dataclass
+class KV:
+    """Keys and values of a stretch of tokens, with any axes in front ([layers,] B[, G])."""
+
+    keys: Float[Array, "*batch K H length"]
+    values: Float[Array, "*batch K length H"]
+
+
+@struct.dataclass
+class Prefix:
+    """Prompts after `prefill`: what their completions need of them."""
+
+    kv: KV | tuple[KV, ...]  # [layers, B, K, ...], or one a layer
+    mask: Bool[Array, "B P"]
+    length: Int[Array, "B"]  # tokens that are not padding: the position of completion token 0
+
+
+@struct.dataclass
 class Completions:
     """Sampled completions. `mask` is True up to and including the stop token, False after it."""
 

@@ -1,0 +1,171 @@
+"""The command line: `grpojax COMMAND ...`, where a command reads its flags and calls one function.
+
+Whatever the user got wrong ends in one line on stderr and exit code 2. What needs jax is imported
+inside the commands, so that --help and a wrong flag are answered at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from grpojax.arguments import (
+    HELP,
+    DoctorArguments,
+    EvaluateArguments,
+    ImportArguments,
+    ReportArguments,
+    SampleArguments,
+    SFTArguments,
+    TrainArguments,
+    make_importable,
+    nearest,
+    parse,
+    parse_with_config,
+)
+from grpojax.config import require
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command in `argv` (default: the process's own arguments).
+
+    Returns:
+      The exit code: 0 done, 2 wrong input, 75 stopped by a signal with a checkpoint saved, 130
+      interrupted elsewhere. Whatever else goes wrong is raised: a crash with its traceback.
+    """
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as shown:  # tyro leaves this way once it has printed a help page
+        return int(shown.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if not is_wrong_input(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def is_wrong_input(error: ValueError) -> bool:
+    """Whether this package raised `error`; one from the depth of a library is a crash."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    inside = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    # JAX cuts its own frames off a traceback, and says so in a note.
+    return inside and not getattr(error, "__notes__", None)
+
+
+def run(argv: list[str]) -> int:
+    name, *args = argv or [""]
+    if name in HELP:
+        print(overview())
+        return 0
+    if name not in COMMANDS:
+        what = f"unknown command {name}{nearest(name, COMMANDS)}" if name else "a command is needed"
+        raise ValueError(f"{what}; there are {', '.join(COMMANDS)}")
+    make_importable(Path.cwd())
+    return COMMANDS[name][0](args)
+
+
+def overview() -> str:
+    rows = (f"  {name:10}{kind.__doc__}" for name, (_, kind) in COMMANDS.items())
+    usage = "usage: grpojax COMMAND ...       grpojax COMMAND --help shows the flags of one"
+    return "\n".join([usage, "", *rows])
+
+
+def train(args: list[str]) -> int:
+    arguments = parse_with_config(TrainArguments, "train", args)
+    from grpojax.train import dry_run, train
+
+    if arguments.dry_run:
+        print(dry_run(arguments.config, arguments.workdir))
+        return 0
+    change = arguments.allow_config_change
+    return train(arguments.config, arguments.workdir, allow_config_change=change)
+
+
+def sft(args: list[str]) -> int:
+    arguments = parse_with_config(SFTArguments, "sft", args)
+    from grpojax.sft import sft
+    from grpojax.train import dry_run
+
+    if arguments.dry_run:
+        print(dry_run(arguments.config, arguments.workdir))
+        return 0
+    return sft(arguments.config, arguments.workdir)
+
+
+def evaluate(args: list[str]) -> int:
+    arguments = parse(EvaluateArguments, "evaluate", args)
+    require_folder(arguments.run)
+    from grpojax.evaluate import evaluate_run
+
+    metrics = evaluate_run(
+        arguments.run,
+        split=arguments.split,
+        samples=arguments.samples,
+        k=arguments.k or tuple(k for k in (1, 4, 16) if k <= arguments.samples),
+        examples=arguments.examples,
+        step=arguments.step,
+    )
+    width = max(map(len, metrics))
+    print("\n".join(f"{name:{width}}  {value:.4f}" for name, value in metrics.items()))
+    return 0
+
+
+def sample(args: list[str]) -> int:
+    arguments = vars(parse(SampleArguments, "sample", args))
+    source, prompt = arguments.pop("source"), arguments.pop("prompt")
+    require_folder(source)
+    from grpojax.evaluate import sample_text
+
+    for i, (text, logp) in enumerate(sample_text(source, prompt, **arguments)):
+        # An untrained policy also writes the bytes that steer a terminal.
+        shown = "".join(
+            c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+        )
+        print(f"--- completion {i + 1}, log-probability {logp:.3f}\n{shown}")
+    return 0
+
+
+def import_pretrained(args: list[str]) -> int:
+    arguments = parse(ImportArguments, "import", args)
+    from grpojax.pretrained import import_model
+
+    print(import_model(arguments.name, arguments.out or Path("models") / arguments.name))
+    return 0
+
+
+def report(args: list[str]) -> int:
+    arguments = parse(ReportArguments, "report", args)
+    require_folder(arguments.run)
+    from grpojax.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def doctor(args: list[str]) -> int:
+    parse(DoctorArguments, "doctor", args)
+    from grpojax.doctor import examine
+
+    print(examine())
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], type]] = {
+    "train": (train, TrainArguments),
+    "sft": (sft, SFTArguments),
+    "evaluate": (evaluate, EvaluateArguments),
+    "sample": (sample, SampleArguments),
+    "import": (import_pretrained, ImportArguments),
+    "report": (report, ReportArguments),
+    "doctor": (doctor, DoctorArguments),
+}
+
+
+def require_folder(path: Path) -> None:
+    require(path.is_dir(), f"folder {path} does not exist; name a run directory, such as runs/NAME")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Checkpoints: Orbax behind a few functions, each checkpoint sealed by a manifest of digests.
+
+Orbax does not notice a flipped bit; the digests do. Orbax writes `<step>.unfinished/`; when its files
+are complete the manifest is added and the folder renamed to `<step>/`, so what a killed save leaves
+never has a checkpoint's name. `sha256sum -c manifest.txt` in the folder checks it by hand.
+"""
+
+import concurrent.futures
+import hashlib
+import itertools
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from grpojax.types import Params, TrainState
+
+MANIFEST = "manifest.txt"
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """An open folder of checkpoints; `pending` is the save whose files are still being written."""
+
+    folder: Path
+    keep: int
+    writer: ocp.AsyncCheckpointer
+    thread: concurrent.futures.ThreadPoolExecutor
+    pending: concurrent.futures.Future | None = None
+
+
+def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
+    """Opens `folder` to save into: creates it, and deletes what killed saves left behind.
+
+    Of the checkpoints saved, the newest `keep` (1 or more) stay, and the best by accuracy.
+
+    Raises ValueError if the folder cannot be created or written.
+    """
+    folder = Path(folder).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            if re.match(r"\d+\.(unfinished|removed)", entry.name):
+                shutil.rmtree(entry)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        raise ValueError(
+            f"checkpoints need a folder that can be written, got {folder} ({error.strerror})"
+        ) from error
+    # Orbax logs its threads' errors with tracebacks; here the next save or close raises them.
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+    writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+    thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    return Checkpoints(folder=folder, keep=keep, writer=writer, thread=thread)
+
+
+def save(manager: Checkpoints, step: int, state: TrainState, accuracy: float | None) -> None:
+    """Saves `state` as checkpoint `step` (0 or more), and returns while the files are written.
+
+    The arrays may be donated as soon as this returns. `accuracy` is the held-out accuracy in
+    [0, 1], or None when this step was not evaluated. A step saved before stays as it is.
+
+    Raises:
+      ValueError: accuracy is out of range, or an earlier checkpoint of the same step is damaged.
+      OSError: the previous save failed (a full disk, say).
+    """
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy must be in [0, 1], or None if not evaluated, got {accuracy}")
+    _wait(manager)
+    path = manager.folder / str(step)
+    if path.exists():
+        if damage := _damage(path):
+            raise ValueError(f"checkpoint {path} exists and is damaged ({damage}); move it away")
+        return
+    unfinished = path.with_name(f"{step}.unfinished")
+    # On CPU Orbax holds views of the arrays: JAX reuses no donated buffer that has a view.
+    manager.writer.save(unfinished, args=ocp.args.PyTreeSave(_by_name(state)))
+    manager.pending = manager.thread.submit(_finish, manager, unfinished, path, accuracy)
+
+
+def close(manager: Checkpoints) -> None:
+    """Waits until the last save is complete, manifest included; OSError if it failed."""
+    try:
+        _wait(manager)
+    finally:
+        manager.thread.shutdown()
+        manager.writer.close()
+
+
+def restore(
+    manager: Checkpoints, like: TrainState, say: Callable[[str], None]
+) -> tuple[TrainState, int] | None:
+    """Loads the newest checkpoint whose files all match its manifest; None if there are none.
+
+    The state, returned with its step, has the tree, shapes, dtypes and shardings of `like` (arrays
+    or `jax.ShapeDtypeStruct`s; without a sharding: on the first device). `say` is told of every
+    damaged checkpoint: the file and what is wrong with it, the checkpoint used instead, and the new
+    name `<step>.damaged`, which frees the old one for another save.
+
+    Raises:
+      ValueError: every checkpoint is damaged, or the chosen one does not fit `like`.
+    """
+    _wait(manager)
+    steps = sorted(_accuracies(manager.folder), reverse=True)
+    if not steps:
+        return None
+    chosen = _choose(manager.folder, steps, say, rename=True)
+    return _load(manager.folder / str(chosen), like, prefix=""), chosen
+
+
+def restore_params(
+    folder: str | Path,
+    like: Params,
+    say: Callable[[str], None],
+    which: int | Literal["newest", "best"] = "newest",
+) -> tuple[Params, int]:
+    """Loads the parameters alone, with their step, of an undamaged checkpoint.
+
+    `which` is a step, or the newest, or the one of the highest accuracy (the newest among equals).
+    Nothing in `folder` is changed, and a run may be saving there; `like` and `say` as in `restore`.
+
+    Raises:
+      ValueError: there is no such checkpoint, none is undamaged, or it does not fit `like`.
+    """
+    folder = Path(folder).absolute()
+    accuracies = _accuracies(folder)
+    steps = sorted(accuracies, reverse=True)
+    if which == "best":
+        evaluated = [step for step in steps if accuracies[step] is not None]
+        steps = sorted(evaluated, key=lambda step: accuracies[step], reverse=True)
+    elif which != "newest":
+        steps = [step for step in steps if step == which]
+    if not steps:
+        raise ValueError(f"no checkpoint {which!r} in {folder}; its steps: {sorted(accuracies)}")
+    chosen = _choose(folder, steps, say, rename=False)
+    return _load(folder / str(chosen), {"params": like}, prefix="params/")["params"], chosen
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _wait(manager: Checkpoints) -> None:
+    """Waits for the pending save and raises its error, once."""
+    if manager.pending is not None:
+        concurrent.futures.wait([manager.pending])
+        done, manager.pending = manager.pending, None
+        done.result()
+
+
+def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float | None) -> None:
+    """Runs beside training: waits for Orbax's files, seals and names the checkpoint, tidies up."""
+    try:
+        manager.writer.wait_until_finished()
+        _write_manifest(unfinished, path.name, accuracy)
+        unfinished.rename(path)
+        _sync(path.parent)
+    except Exception as error:
+        for left in path.parent.glob(f"{unfinished.name}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        reason = str(error).partition("\n")[0][:300]
+        raise OSError(f"checkpoint {path} was not saved ({reason})") from error
+    accuracies = _accuracies(path.parent)
+    # Damaged ones are infinitely good: not counted, not removed, left for `restore` to name.
+    good = sorted(step for step, accuracy in accuracies.items() if accuracy != math.inf)
+    evaluated = [step for step in good if accuracies[step] is not None]
+    best = max(evaluated, key=lambda step: (accuracies[step], step), default=None)
+    for step in good[: -manager.keep]:
+        if step != best:
+            # Renamed first: a kill during the deletion leaves nothing that looks damaged.
+            shutil.rmtree((path.parent / str(step)).rename(path.parent / f"{step}.removed"))
+
+
+def _accuracies(folder: Path) -> dict[int, float | None]:
+    """Accuracy by step (None: not evaluated) of all checkpoints; inf where the manifest is bad."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    accuracies = {}
+    for step in (int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)):
+        try:
+            accuracies[step], _ = _read_manifest(folder / str(step))
+        except ValueError:
+            accuracies[step] = math.inf
+    return accuracies
+
+
+def _choose(folder: Path, steps: list[int], say: Callable[[str], None], *, rename: bool) -> int:
+    """The first good one of `steps`; those refused before it are named to `say`, and renamed."""
+    damages = {}
+    for step in steps:
+        damage = _damage(folder / str(step))
+        if damage is None:
+            break
+        damages[step] = damage
+    else:
+        named = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
+        raise ValueError(f"no checkpoint in {folder} can be used ({named}); move damaged ones away")
+    for bad, damage in damages.items():
+        message = f"checkpoint {bad} in {folder} is damaged ({damage}); {step} is used instead"
+        if rename:
+            names = (f"{bad}.damaged{n or ''}" for n in itertools.count())
+            aside = next(name for name in names if not (folder / name).exists())
+            (folder / str(bad)).rename(folder / aside)
+            message += f", and {bad} is now called {aside}"
+        say(message)
+    return step
+
+
+def _load(path: Path, like: Any, prefix: str) -> Any:
+    """Loads the leaves whose names begin with `prefix`, which must be exactly those of `like`."""
+    wanted = _by_name(like)
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arguments = {
+        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or first) for name, leaf in wanted.items()
+    }
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        saved = reader.metadata(path).item_metadata.tree
+        saved = {name: leaf for name, leaf in saved.items() if name.startswith(prefix)}
+        for name in sorted(saved.keys() | wanted.keys()):
+            was, wants = (_form(leaves.get(name)) for leaves in (saved, wanted))
+            if was != wants:
+                raise ValueError(
+                    f"checkpoint {path} does not fit: {name} is {was} in it and {wants} in this "
+                    "run; use the model and optimizer settings it was saved with"
+                )
+        chosen = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+        loaded = reader.restore(path, args=chosen)
+    return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by path, like "params/embed/embedding": flat, so that no struct or tuple matters."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _form(leaf: Any) -> str:
+    return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """sha256 of every file below `path` but the manifest, by relative name, in order."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file != path / MANIFEST and not file.is_dir():
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            digests[file.relative_to(path).as_posix()] = digest
+    return digests
+
+
+def _seal(lines: str) -> str:
+    return f"# sha256 of the lines above: {hashlib.sha256(lines.encode()).hexdigest()}\n"
+
+
+def _write_manifest(path: Path, step: str, accuracy: float | None) -> None:
+    lines = f"# grpojax checkpoint, step {step}, accuracy {accuracy}\n"
+    lines += "".join(f"{digest}  {name}\n" for name, digest in _digests(path).items())
+    (path / MANIFEST).write_text(lines + _seal(lines))
+    for entry in (*path.rglob("*"), path):
+        _sync(entry)
+
+
+def _sync(entry: Path) -> None:
+    """Makes a file's content, or the names in a folder, survive a power cut."""
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(path: Path) -> tuple[float | None, dict[str, str]]:
+    """The accuracy, and digests by file name; ValueError says what is wrong with the manifest."""
+    try:
+        text = (path / MANIFEST).read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise ValueError(f"{MANIFEST}: {error.strerror}") from error
+    lines = text.rpartition("# sha256 of")[0]
+    if text != lines + _seal(lines):
+        raise ValueError(f"{MANIFEST}: changed since it was written")
+    head, *rows = lines.splitlines()
+    match = re.fullmatch(r"# grpojax checkpoint, step (\d+), accuracy (\S+)", head)
+    if match is None or match[1] != path.name:
+        raise ValueError(f"{MANIFEST}: belongs to another checkpoint ({head!r})")
+    accuracy = None if match[2] == "None" else float(match[2])
+    return accuracy, {row[66:]: row[:64] for row in rows}
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if every file is as it was saved."""
+    try:
+        _, saved = _read_manifest(path)
+        found = _digests(path)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    for name in sorted(saved.keys() | found.keys()):
+        if saved.get(name) != found.get(name):
+            here = "changed since it was written" if name in saved else "not in the manifest"
+            return f"{name}: {here if name in found else 'missing'}"
+    return None

@@ -1,0 +1,216 @@
+"""The learner: all optimizer updates of one step in one jit, over epochs, minibatches and
+microbatches.
+
+A microbatch changes memory and never the result: the loss is a sum over tokens with weights made
+for the whole batch, so the gradients of parts add up. An update whose loss or gradient is not
+finite is refused and counted, and the state stays as it was.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from grpojax.config import GRPOConfig, OptimizerConfig
+from grpojax.grpo import token_losses
+from grpojax.model import Policy, init_params
+from grpojax.scoring import score
+from grpojax.sharding import sharded_init, shardings_of, with_shardings
+from grpojax.types import GroupBatch, Params, TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """Learning rate by update: linear warm-up, then the schedule, which ends at 0 after
+    `updates`."""
+    rate, warmup = config.learning_rate, config.warmup_updates
+    rest = max(updates - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(rate),
+        "linear": optax.linear_schedule(rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(rate, rest),
+    }[config.schedule]
+    # Update 0 of a warm-up over N uses rate / N: a rate of 0 would be no update.
+    growth = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
+    return optax.join_schedules([growth, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """AdamW, after the gradients are clipped by their global norm."""
+    adamw = optax.adamw(
+        make_schedule(config, updates),
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def fresh_state(
+    params: Params, optimizer: optax.GradientTransformation, reference: bool
+) -> TrainState:
+    """The state before the first step. The reference is a copy: a donated state shares no
+    buffers."""
+    step, update, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
+    copy = jax.tree.map(jnp.copy, params) if reference else None
+    return TrainState(step, update, skipped, params, optimizer.init(params), copy)
+
+
+def abstract_state(
+    policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, *, reference: bool
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without an array."""
+
+    def build():
+        return fresh_state(init_params(policy, jax.random.key(0)), optimizer, reference)
+
+    return with_shardings(jax.eval_shape(build), mesh)
+
+
+def init_state(
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    like: TrainState,
+    *,
+    seed: int,
+    params: Params | None = None,
+) -> TrainState:
+    """The state before the first step, placed as `like` says, from `params` or from random ones."""
+    if params is None:
+        params = sharded_init(lambda: init_params(policy, jax.random.key(seed)), like.params)
+    else:
+        params = jax.device_put(params, shardings_of(like.params))
+    build = jax.jit(
+        lambda params: fresh_state(params, optimizer, like.ref_params is not None),
+        out_shardings=shardings_of(like),
+        donate_argnums=0,
+    )
+    return build(params)
+
+
+def split(tree: Any, parts: int) -> Any:
+    """Arrays [B, ...] as [parts, B / parts, ...]. Part p takes rows p, p + parts, ...: each
+    device's rows stay on it, whatever the mesh."""
+    return jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
+        tree,
+    )
+
+
+def batch_loss(
+    policy: Policy, params: Params, batch: GroupBatch, config: GRPOConfig, temperature: float
+) -> tuple[Array, tuple[Metrics, Metrics]]:
+    """Loss of (a part of) a batch, with sums over its counted tokens and the largest values
+    seen."""
+    sampled = batch.completions
+    logps, entropy = score(policy, params, batch.prompts, sampled.tokens, temperature)
+
+    def group(logps, old_logps, ref_logps, advantages, mask):
+        return token_losses(
+            logps,
+            old_logps,
+            ref_logps,
+            advantages,
+            mask,
+            beta=config.beta,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+        )
+
+    losses, logged = jax.vmap(group)(
+        logps, batch.old_logps, batch.ref_logps, batch.advantages, sampled.mask
+    )
+    counted = batch.weights > 0
+    difference = jnp.where(counted, jnp.abs(logps - sampled.logps), 0.0)
+    logged |= {"entropy": entropy, "sampling/sampling_logp_difference/mean": difference}
+    sums = {name: jnp.where(counted, x, 0.0).sum() for name, x in logged.items()}
+    sums["tokens"] = counted.sum().astype(jnp.float32)
+    peaks = {"sampling/sampling_logp_difference/max": difference.max()}
+    # `where`: a weight of 0 must also silence a loss that is not finite.
+    return jnp.where(counted, batch.weights * losses, 0.0).sum(), (sums, peaks)
+
+
+def make_update(
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    like: TrainState,
+    config: GRPOConfig,
+    *,
+    temperature: float,
+) -> Callable[[TrainState, GroupBatch], tuple[TrainState, Metrics]]:
+    """The jitted `update(state, batch) -> (state, metrics)` of one step; `state` is donated.
+
+    The new state lies as `like` does, so that the second step runs what the first one compiled.
+
+    Each minibatch is one optimizer update on its share of the batch's loss, scaled to weigh as a
+    batch of its own. The learning rate in the metrics is the caller's to add (`make_schedule`).
+    """
+    value_and_grad = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
+
+    def gradients(params: Params, minibatch: GroupBatch):
+        def add_part(total, part):
+            (loss, (sums, peaks)), grads = value_and_grad(policy, params, part, config, temperature)
+            added = jax.tree.map(jnp.add, total[:3], (loss, sums, grads))
+            return (*added, jax.tree.map(jnp.maximum, total[3], peaks)), None
+
+        parts = split(minibatch, config.microbatches)
+        first = jax.tree.map(lambda x: x[0], parts)
+        (loss, (sums, peaks)), grads = jax.eval_shape(
+            lambda: value_and_grad(policy, params, first, config, temperature)
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads, peaks))
+        return jax.lax.scan(add_part, zeros, parts)[0]
+
+    def next_reference(state: TrainState, params: Params, update: Array) -> Params | None:
+        if state.ref_params is None or config.reference == "initial":
+            return state.ref_params
+        if config.reference == "previous":
+            return state.params
+        due = update % config.reference_every == 0
+        return jax.tree.map(lambda new, ref: jnp.where(due, new, ref), params, state.ref_params)
+
+    def one_update(state: TrainState, minibatch: GroupBatch) -> tuple[TrainState, Any]:
+        loss, sums, grads, peaks = gradients(state.params, minibatch)
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        update = state.update + 1
+        taken = TrainState(
+            state.step,
+            update,
+            jnp.int32(0),
+            params,
+            opt_state,
+            next_reference(state, params, update),
+        )
+        refused = state.replace(skipped=state.skipped + 1)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, refused)
+        seen = {"loss": loss, "grad_norm": norm, "updates_refused": 1.0 - finite}
+        return state, (seen, sums, peaks)
+
+    def update(state: TrainState, batch: GroupBatch) -> tuple[TrainState, Metrics]:
+        batch = batch.replace(weights=batch.weights * config.minibatches)
+        minibatches = split(batch, config.minibatches)
+
+        def one_epoch(state, _):
+            return jax.lax.scan(one_update, state, minibatches)
+
+        state, (seen, sums, peaks) = jax.lax.scan(one_epoch, state, length=config.epochs_per_batch)
+        metrics = {name: x.mean() for name, x in seen.items()}
+        metrics["updates_refused"] = seen["updates_refused"].sum()
+        sums = {name: x.sum() for name, x in sums.items()}
+        tokens = jnp.maximum(sums.pop("tokens"), 1.0)
+        metrics |= {name: x / tokens for name, x in sums.items()}
+        metrics |= {name: x.max() for name, x in peaks.items()}
+        if state.ref_params is None:
+            del metrics["kl"]
+        return state.replace(step=state.step + 1), metrics
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(like), None))

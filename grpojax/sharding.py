@@ -1,0 +1,100 @@
+"""Sharding: one mesh with the axes data, fsdp and tensor, and rules from logical axes to them.
+
+Prompts are split over data and fsdp, parameters and optimizer state over fsdp and tensor. The
+program is the same on any mesh; XLA inserts the communication.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from grpojax.checks import require, require_multiple
+from grpojax.config import Config, MeshConfig
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("layers", None),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("ffw", "tensor"),
+    ("norm", None),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over all devices of this process.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    sizes, devices = [config.data, config.fsdp, config.tensor], jax.device_count()
+    fixed = int(np.prod([size for size in sizes if size > 0]))
+    sizes = [devices // fixed if size == -1 else size for size in sizes]
+    require(
+        int(np.prod(sizes)) == devices,
+        f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} must multiply to the "
+        f"{devices} devices here; one axis can be -1 for the rest",
+    )
+    # Auto, not the default Explicit: the policy states constraints and leaves the rest to XLA.
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_mesh(mesh: Mesh, config: Config) -> None:
+    """Raises ValueError if an axis of the batch or of the model does not divide over the mesh."""
+    model, grpo = config.model, config.grpo
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = grpo.minibatches * grpo.microbatches * shards
+    what = "minibatches * microbatches * the mesh's data * fsdp"
+    require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
+    require_multiple("examples_per_step", config.sft.examples_per_step, shards, "data * fsdp")
+    require_multiple("embed_dim", model.embed_dim, mesh.shape["fsdp"], "the mesh's fsdp")
+    for name in ("vocab_size", "num_kv_heads", "ffw_dim"):
+        require_multiple(name, getattr(model, name), mesh.shape["tensor"], "the mesh's tensor")
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh):
+    """Traces inside see the mesh and the rules; without this, constraints in the policy do
+    nothing."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield mesh
+
+
+def with_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a tree whose arrays carry logical axis names, unboxed.
+
+    `boxed` is what `jax.eval_shape` makes of a function that calls a Flax `init`.
+    """
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+    def is_box(leaf):
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    def place(leaf, sharding):
+        array = leaf.value if is_box(leaf) else leaf  # `unbox` would constrain what is no array yet
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(place, boxed, shardings, is_leaf=is_box)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def sharded_init(init: Callable[[], Any], like: Any) -> Any:
+    """What `init` returns, unboxed and made in place on the mesh: no device ever holds it whole."""
+    return jax.jit(lambda: nn.unbox(init()), out_shardings=shardings_of(like))()
+
+
+def shard_batch(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays on the devices, their first axis split over data and fsdp."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))

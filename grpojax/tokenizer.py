@@ -1,0 +1,298 @@
+"""Tokenizer: text to token ids and back, as bytes, a SentencePiece model or a Hugging Face file.
+
+Encoding adds nothing and decoding hides nothing: special tokens, and U+FFFD for what stands for no
+text, show wherever the policy wrote them.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Bool, Int
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # whole tokens in `train_sentencepiece`
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space in its pieces
+BYTE_PIECES = [bytes([byte]) for byte in range(256)] + [b"<eos>", b"<pad>"]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. `pad_id` may equal `eos_id`: masks say what is padding, never ids."""
+
+    vocab_size: int  # ids are 0 ... vocab_size - 1
+    eos_id: int
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, nothing added. Raises ValueError on text that the tokens cannot hold."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included; U+FFFD for broken UTF-8 and ids without text."""
+
+    def save(self, folder: str | Path) -> None:
+        """Writes into the existing `folder` what `load_tokenizer(folder)` reads back."""
+
+
+class ByteTokenizer:
+    """One id per byte of UTF-8, then EOS (256) and padding (257)."""
+
+    vocab_size, eos_id, pad_id = 258, 256, 257
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return join_pieces(BYTE_PIECES, ids)
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / "tokenizer.bytes").write_text("UTF-8 bytes; EOS is 256, padding 257\n")
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model (`tokenizer.model`).
+
+    Ids are decoded piece by piece, so that a completion keeps its leading space; a model trained to
+    put one before every text therefore shows it.
+    """
+
+    def __init__(self, model: bytes):
+        """Raises ValueError unless `model` is a serialized SentencePiece model with an EOS."""
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model ({error})") from None
+        self.vocab_size = self._processor.get_piece_size()
+        self.eos_id, pad_id = self._processor.eos_id(), self._processor.pad_id()
+        if self.eos_id < 0:
+            raise ValueError("the SentencePiece model has no EOS; train it with one")
+        self.pad_id = self.eos_id if pad_id < 0 else pad_id
+        self._pieces = [self._piece(id) for id in range(self.vocab_size)]
+
+    def encode(self, text: str) -> list[int]:
+        ids = self._processor.encode(text)
+        unk_id = self._processor.unk_id()
+        if SPACE in text or unk_id in ids:
+            unknown = {c for c in text if c == SPACE or unk_id in self._processor.encode(c)}
+            raise ValueError(f"no token for {sorted(unknown)}; leave them out, or train with them")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return join_pieces(self._pieces, ids)
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / "tokenizer.model").write_bytes(self._processor.serialized_model_proto())
+
+    def _piece(self, id: int) -> bytes:
+        piece = self._processor.id_to_piece(id)
+        if self._processor.is_byte(id):
+            return bytes([int(piece[1:-1], 16)])
+        return (UNKNOWN if self._processor.is_unknown(id) else piece.replace(SPACE, " ")).encode()
+
+
+class HuggingFaceTokenizer:
+    """A Hugging Face `tokenizer.json`, with the EOS and padding that are named beside it."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int, pad_id: int):
+        """Raises ValueError unless `eos_id` and `pad_id` are tokens of `tokenizer`."""
+        for name, id in (("EOS", eos_id), ("padding", pad_id)):
+            if tokenizer.id_to_token(id) is None:
+                raise ValueError(f"the {name} id {id} is not a token of the tokenizer")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer, self.eos_id, self.pad_id = tokenizer, eos_id, pad_id
+        self._known = set(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = max(self._known) + 1
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        # The library drops ids it does not know without a word, so they are set apart first.
+        texts = []
+        for known, run in itertools.groupby(ids, key=self._known.__contains__):
+            run = list(run)
+            text = self._tokenizer.decode(run, skip_special_tokens=False) if known else None
+            texts.append(UNKNOWN * len(run) if text is None else text)
+        return "".join(texts)
+
+    def save(self, folder: str | Path) -> None:
+        self._tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self._tokenizer.id_to_token(self.eos_id),
+            "pad_token": self._tokenizer.id_to_token(self.pad_id),
+        }
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer that `source` names: "bytes", a file, or a folder that holds one.
+
+    Files are `tokenizer.json` (first choice in a folder), `tokenizer.model` and `tokenizer.bytes`.
+    EOS and padding of a `tokenizer.json` are `eos_token` and `pad_token` of `tokenizer_config.json`
+    beside it, else `eos_token_id` and `pad_token_id` of `config.json`; unnamed padding is EOS.
+
+    Raises:
+      ValueError: there is no such file, it cannot be read, or nothing says which token is EOS.
+    """
+    if source == "bytes":
+        return ByteTokenizer()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        names = ("tokenizer.json", "tokenizer.model", "tokenizer.bytes")
+        path = next((path / name for name in names if (path / name).is_file()), path)
+    if not path.is_file() or path.suffix not in (".json", ".model", ".bytes"):
+        files = "tokenizer.json or tokenizer.model"
+        raise ValueError(f"no tokenizer at {source}; give bytes, a {files}, or a folder with one")
+    try:
+        if path.suffix == ".json":
+            return read_huggingface(path)
+        if path.suffix == ".model":
+            return SentencePieceTokenizer(path.read_bytes())
+        return ByteTokenizer()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"cannot read the tokenizer {path}: {error}; replace the file") from None
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Trains a byte-pair model in memory: the same `texts` in the same order give the same model.
+
+    Digits are split, spaces and newlines are kept exactly, `TAGS` and the newline are whole tokens.
+    `vocab_size` is the most tokens it may have: text with nothing left to merge gives fewer.
+
+    Raises:
+      ValueError: there is no text, or it holds a character that SentencePiece keeps for itself
+        (U+0000, U+2581, U+2585), or `vocab_size` is below the number of its characters.
+    """
+    texts = list(texts)
+    characters = set("".join(texts))
+    # The trainer trims and splits text at control characters, so they are made tokens by decree.
+    symbols = ["\n", *TAGS, *sorted(c for c in characters if c < " " and c != "\n")]
+    letters = sorted(characters - {" "} - set(symbols))
+    fewest = 3 + len(symbols) + len(letters) + (" " in characters)  # 3: padding, EOS, unknown
+    if not letters:
+        raise ValueError("a SentencePiece model needs text to be trained on, got none")
+    if reserved := characters & {"\0", SPACE, "\N{LOWER FIVE EIGHTHS BLOCK}"}:
+        raise ValueError(f"SentencePiece cannot hold {sorted(reserved)}; leave them out")
+    if vocab_size < fewest:
+        raise ValueError(f"vocab_size must be at least {fewest} for this text, got {vocab_size}")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        user_defined_symbols=symbols,
+        required_chars="".join(letters),
+        character_coverage=1.0,
+        max_sentence_length=max(10, *(len(text.encode()) for text in texts)),  # longer is left out
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def byte_level_bpe(
+    tokens: Sequence[str], merges: Sequence[str], special: Iterable[str], eos_id: int, pad_id: int
+) -> HuggingFaceTokenizer:
+    """Builds a byte-level BPE tokenizer with digits split, from the tables that GGUF files hold.
+
+    `merges` are pairs of tokens with a space between, best first; `special` are those of `tokens`
+    that are matched whole. Raises ValueError if the tables do not fit each other.
+    """
+    table = {token: id for id, token in enumerate(tokens)}
+    try:
+        model = tokenizers.models.BPE(table, [tuple(merge.split(" ")) for merge in merges])
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"tokens and merges do not fit each other: {error}") from None
+    tokenizer = tokenizers.Tokenizer(model)
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in special]
+    )
+    return HuggingFaceTokenizer(tokenizer, eos_id, pad_id)
+
+
+def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
+    """Ids that end a completion: EOS, then one for each text of `stop`.
+
+    No other token ends it: where the vocabulary has a longer one ("\\n\\n" beside "\\n"), a
+    completion that chooses the longer goes on. Raises ValueError unless each text is one token.
+    """
+    ids = [tokenizer.eos_id]
+    for text in stop:
+        tokens = tokenizer.encode(text)
+        if len(tokens) != 1:
+            count = f"exactly one token, got {len(tokens)}"
+            raise ValueError(f"stop text {text!r} must be {count}; choose another or none")
+        ids += tokens
+    return tuple(dict.fromkeys(ids))
+
+
+def decode_groups(
+    tokenizer: Tokenizer,
+    tokens: Int[np.ndarray, "B G T"],
+    mask: Bool[np.ndarray, "B G T"],
+    stops: tuple[int, ...],
+) -> list[list[str]]:
+    """Text of every completion, without the stop token that ended it; one list for each prompt."""
+
+    def text(row: Int[np.ndarray, "T"], kept: Bool[np.ndarray, "T"]) -> str:
+        ids = row[kept].tolist()
+        return tokenizer.decode(ids[:-1] if ids and ids[-1] in stops else ids)
+
+    return [[text(*row) for row in zip(*group)] for group in zip(tokens, mask)]
+
+
+def join_pieces(pieces: Sequence[bytes], ids: Iterable[int]) -> str:
+    """Text of the pieces' joined bytes: a character may span several pieces."""
+    known = (pieces[id] if 0 <= id < len(pieces) else UNKNOWN.encode() for id in ids)
+    return b"".join(known).decode("utf-8", "replace")
+
+
+def read_huggingface(path: Path) -> HuggingFaceTokenizer:
+    text = path.read_text(encoding="utf-8")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(error) from None
+    eos_id, pad_id = (special_id(tokenizer, path.parent, name) for name in ("eos", "pad"))
+    if eos_id is None:
+        raise ValueError("nothing names EOS: give eos_token in a tokenizer_config.json beside it")
+    return HuggingFaceTokenizer(tokenizer, eos_id, eos_id if pad_id is None else pad_id)
+
+
+def special_id(tokenizer: tokenizers.Tokenizer, folder: Path, name: str) -> int | None:
+    """Id of the token `name` ("eos" or "pad") as the JSON files in `folder` give it, or None."""
+    token = read_json(folder / "tokenizer_config.json").get(f"{name}_token")
+    if token is None:
+        id = read_json(folder / "config.json").get(f"{name}_token_id")
+        if isinstance(id, list):
+            raise ValueError(f"{name}_token_id of config.json must be one id, got {id}")
+        return id
+    id = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)
+    if id is None:
+        raise ValueError(f"{name}_token {token!r} of tokenizer_config.json is not a token")
+    return id
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
