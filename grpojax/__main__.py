@@ -23,7 +23,7 @@ from grpojax.arguments import (
     parse,
     parse_with_config,
 )
-from grpojax.config import require
+from grpojax.checks import require
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +74,8 @@ def overview() -> str:
 
 def train(args: list[str]) -> int:
     arguments = parse_with_config(TrainArguments, "train", args)
-    from grpojax.train import dry_run, train
+    from grpojax.arithmetic import dry_run
+    from grpojax.train import train
 
     if arguments.dry_run:
         print(dry_run(arguments.config, arguments.workdir))
@@ -85,8 +86,8 @@ def train(args: list[str]) -> int:
 
 def sft(args: list[str]) -> int:
     arguments = parse_with_config(SFTArguments, "sft", args)
+    from grpojax.arithmetic import dry_run
     from grpojax.sft import sft
-    from grpojax.train import dry_run
 
     if arguments.dry_run:
         print(dry_run(arguments.config, arguments.workdir))
@@ -116,7 +117,7 @@ def sample(args: list[str]) -> int:
     arguments = vars(parse(SampleArguments, "sample", args))
     source, prompt = arguments.pop("source"), arguments.pop("prompt")
     require_folder(source)
-    from grpojax.evaluate import sample_text
+    from grpojax.sample import sample_text
 
     for i, (text, logp) in enumerate(sample_text(source, prompt, **arguments)):
         # An untrained policy also writes the bytes that steer a terminal.

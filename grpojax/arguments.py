@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from grpojax.config import Config, EvaluationConfig, SamplingConfig, require, require_positive
+from grpojax.checks import require, require_positive
+from grpojax.config import Config, EvaluationConfig, SamplingConfig
 
 OnOff = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -185,7 +186,7 @@ def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any
         flags = re.findall(r"--[a-z][\w.-]+", text.getvalue())
         given = unknown[0].split("=")[0]
         what = "unknown flag" if given.startswith("-") else "unexpected argument"
-        hint = nearest(given.replace("_", "-"), flags) if given.startswith("-") else ""
+        hint = nearest(given, flags) if given.startswith("-") else ""
         raise ValueError(f"{what} {given}{hint}; grpojax {command} --help lists them all")
     return filled
 

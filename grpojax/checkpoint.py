@@ -1,8 +1,8 @@
 """Checkpoints: Orbax behind a few functions, each checkpoint sealed by a manifest of digests.
 
-Orbax does not notice a flipped bit; the digests do. Orbax writes `<step>.unfinished/`; when its files
-are complete the manifest is added and the folder renamed to `<step>/`, so what a killed save leaves
-never has a checkpoint's name. `sha256sum -c manifest.txt` in the folder checks it by hand.
+Orbax does not notice a flipped bit; the digests do. Orbax writes `<step>.unfinished/`; when its
+files are complete the manifest is added and the folder renamed to `<step>/`, so what a killed save
+leaves never has a checkpoint's name. `sha256sum -c manifest.txt` in it checks one by hand.
 """
 
 import concurrent.futures
@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from grpojax.types import Params, TrainState
 
 MANIFEST = "manifest.txt"
+Say = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
@@ -41,8 +42,7 @@ def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
     """Opens `folder` to save into: creates it, and deletes what killed saves left behind.
 
     Of the checkpoints saved, the newest `keep` (1 or more) stay, and the best by accuracy.
-
-    Raises ValueError if the folder cannot be created or written.
+    ValueError if the folder cannot be created or written.
     """
     folder = Path(folder).absolute()
     try:
@@ -96,9 +96,7 @@ def close(manager: Checkpoints) -> None:
         manager.writer.close()
 
 
-def restore(
-    manager: Checkpoints, like: TrainState, say: Callable[[str], None]
-) -> tuple[TrainState, int] | None:
+def restore(manager: Checkpoints, like: TrainState, say: Say) -> tuple[TrainState, int] | None:
     """Loads the newest checkpoint whose files all match its manifest; None if there are none.
 
     The state, returned with its step, has the tree, shapes, dtypes and shardings of `like` (arrays
@@ -118,10 +116,7 @@ def restore(
 
 
 def restore_params(
-    folder: str | Path,
-    like: Params,
-    say: Callable[[str], None],
-    which: int | Literal["newest", "best"] = "newest",
+    folder: str | Path, like: Params, say: Say, which: int | Literal["newest", "best"] = "newest"
 ) -> tuple[Params, int]:
     """Loads the parameters alone, with their step, of an undamaged checkpoint.
 
@@ -167,7 +162,8 @@ def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float 
     except Exception as error:
         for left in path.parent.glob(f"{unfinished.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        reason = str(error).partition("\n")[0][:300]
+        # TensorStore names the cause last, before many lines of settings.
+        reason = re.split(r" \[tensorstore_spec|\n", str(error))[0][-160:]
         raise OSError(f"checkpoint {path} was not saved ({reason})") from error
     accuracies = _accuracies(path.parent)
     # Damaged ones are infinitely good: not counted, not removed, left for `restore` to name.
@@ -187,17 +183,16 @@ def _accuracies(folder: Path) -> dict[int, float | None]:
     for step in (int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)):
         try:
             accuracies[step], _ = _read_manifest(folder / str(step))
-        except ValueError:
+        except (OSError, ValueError):
             accuracies[step] = math.inf
     return accuracies
 
 
-def _choose(folder: Path, steps: list[int], say: Callable[[str], None], *, rename: bool) -> int:
+def _choose(folder: Path, steps: list[int], say: Say, *, rename: bool) -> int:
     """The first good one of `steps`; those refused before it are named to `say`, and renamed."""
     damages = {}
     for step in steps:
-        damage = _damage(folder / str(step))
-        if damage is None:
+        if (damage := _damage(folder / str(step))) is None:
             break
         damages[step] = damage
     else:
@@ -222,10 +217,13 @@ def _load(path: Path, like: Any, prefix: str) -> Any:
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or first) for name, leaf in wanted.items()
     }
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        saved = reader.metadata(path).item_metadata.tree
-        saved = {name: leaf for name, leaf in saved.items() if name.startswith(prefix)}
+        tree = reader.metadata(path).item_metadata.tree
+        saved = {name: tree[name] for name in tree if name.startswith(prefix)}
         for name in sorted(saved.keys() | wanted.keys()):
-            was, wants = (_form(leaves.get(name)) for leaves in (saved, wanted))
+            was, wants = (
+                f"{leaves[name].dtype}{list(leaves[name].shape)}" if name in leaves else "absent"
+                for leaves in (saved, wanted)
+            )
             if was != wants:
                 raise ValueError(
                     f"checkpoint {path} does not fit: {name} is {was} in it and {wants} in this "
@@ -240,10 +238,6 @@ def _by_name(tree: Any) -> dict[str, Any]:
     """Leaves by path, like "params/embed/embedding": flat, so that no struct or tuple matters."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _form(leaf: Any) -> str:
-    return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _digests(path: Path) -> dict[str, str]:
@@ -279,11 +273,8 @@ def _sync(entry: Path) -> None:
 
 
 def _read_manifest(path: Path) -> tuple[float | None, dict[str, str]]:
-    """The accuracy, and digests by file name; ValueError says what is wrong with the manifest."""
-    try:
-        text = (path / MANIFEST).read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise ValueError(f"{MANIFEST}: {error.strerror}") from error
+    """The accuracy, and digests by file name; ValueError or OSError says what is wrong."""
+    text = (path / MANIFEST).read_bytes().decode(errors="replace")
     lines = text.rpartition("# sha256 of")[0]
     if text != lines + _seal(lines):
         raise ValueError(f"{MANIFEST}: changed since it was written")
@@ -300,10 +291,8 @@ def _damage(path: Path) -> str | None:
     try:
         _, saved = _read_manifest(path)
         found = _digests(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return str(error)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
     for name in sorted(saved.keys() | found.keys()):
         if saved.get(name) != found.get(name):
             here = "changed since it was written" if name in saved else "not in the manifest"

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from grpojax.config import GRPOConfig, OptimizerConfig
-from grpojax.grpo import token_losses
+from grpojax.grpo import group_advantages, token_losses, token_weights
 from grpojax.model import Policy, init_params
 from grpojax.scoring import score
 from grpojax.sharding import sharded_init, shardings_of, with_shardings
@@ -73,6 +73,11 @@ def abstract_state(
     return with_shardings(jax.eval_shape(build), mesh)
 
 
+def abstract_params(policy: Policy, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of the parameters alone."""
+    return with_shardings(jax.eval_shape(lambda: init_params(policy, jax.random.key(0))), mesh)
+
+
 def init_state(
     policy: Policy,
     optimizer: optax.GradientTransformation,
@@ -101,6 +106,26 @@ def split(tree: Any, parts: int) -> Any:
         lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
         tree,
     )
+
+
+def make_weigher(
+    config: GRPOConfig, *, completion_length: int
+) -> Callable[[Array, Array, Array], tuple[Float[Array, "B G"], Float[Array, "B G T"]]]:
+    """The jitted `weigher(rewards, valid, mask) -> (advantages, weights)` of the whole batch."""
+
+    @jax.jit
+    def weigher(rewards, valid, mask):
+        def advantages(rewards, valid):
+            return group_advantages(
+                rewards, valid, advantage=config.advantage, std_epsilon=config.std_epsilon
+            )
+
+        weights = token_weights(
+            mask, valid, reduction=config.reduction, completion_length=completion_length
+        )
+        return jax.vmap(advantages)(rewards, valid), weights
+
+    return weigher
 
 
 def batch_loss(

@@ -126,7 +126,6 @@ def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Each line of a JSON lines file as its bytes and its object; no file is no lines."""
     if not path.exists():
         return []
-    # Not splitlines(): only the newline ends a line, whatever a text in it contains.
     *whole, last = path.read_bytes().split(b"\n")
     lines = [(raw, parse_line(raw)) for raw in whole]
     for number, (raw, line) in enumerate(lines, start=1):

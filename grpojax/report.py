@@ -36,7 +36,7 @@ def write_report(workdir: Path | str) -> Path:
     picture = draw(series, recorded_panels(series), LIGHT, dpi=130)
     (workdir / "curves.png").write_bytes(picture)
     page = workdir / "report.html"
-    # A lone surrogate has no UTF-8; a browser shows a reference to one as a replacement character.
+    # Names may hold a lone surrogate, which has no UTF-8: a browser shows a replacement for it.
     page.write_bytes(render(workdir, described, series).encode("utf-8", "xmlcharrefreplace"))
     return page
 

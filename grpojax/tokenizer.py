@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -22,6 +22,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space in its 
 BYTE_PIECES = [bytes([byte]) for byte in range(256)] + [b"<eos>", b"<pad>"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. `pad_id` may equal `eos_id`: masks say what is padding, never ids."""
 
@@ -66,7 +67,7 @@ class SentencePieceTokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"not a SentencePiece model ({error})") from None
+            raise ValueError(f"not a SentencePiece model ({str(error).splitlines()[0]})") from None
         self.vocab_size = self._processor.get_piece_size()
         self.eos_id, pad_id = self._processor.eos_id(), self._processor.pad_id()
         if self.eos_id < 0:
@@ -194,7 +195,6 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
         remove_extra_whitespaces=False,
         split_digits=True,
         user_defined_symbols=symbols,
-        required_chars="".join(letters),
         character_coverage=1.0,
         max_sentence_length=max(10, *(len(text.encode()) for text in texts)),  # longer is left out
         pad_id=0,
@@ -216,11 +216,11 @@ def byte_level_bpe(
     that are matched whole. Raises ValueError if the tables do not fit each other.
     """
     table = {token: id for id, token in enumerate(tokens)}
-    try:
-        model = tokenizers.models.BPE(table, [tuple(merge.split(" ")) for merge in merges])
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokens and merges do not fit each other: {error}") from None
-    tokenizer = tokenizers.Tokenizer(model)
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    for pair in pairs:
+        if len(pair) != 2 or not table.keys() >= {*pair, "".join(pair)}:
+            raise ValueError(f"merge {pair} must be two tokens that make a third")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(table, pairs))
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])

@@ -20,7 +20,7 @@ FILES = {
 from grpojax.config import Config, GRPOConfig, ModelConfig
 
 def get_config():
-    model = ModelConfig(vocab_size=16, embed_dim=8, ffw_dim=8, num_layers=1, max_length=40)
+    model = ModelConfig(vocab_size=64, embed_dim=8, ffw_dim=8, num_layers=1, max_length=40)
     sizes = GRPOConfig(group_size=6, prompts_per_step=4)
     return Config(steps=7, model=model, grpo=sizes, sampling=SAMPLING, rewards={"accuracy": 0.75})
 
@@ -44,6 +44,7 @@ SAMPLING = SamplingConfig(prompt_length=16, completion_length=8)
 }
 
 # A case a line: what it is, the arguments, a part of the error that names the thing and the value.
+TINY = ["train", "tiny.py"]
 WRONG = [
     ("no command", [], "a command is needed; there are train, sft,"),
     ("unknown command", ["trian"], "unknown command trian (did you mean train?)"),
@@ -52,94 +53,54 @@ WRONG = [
     ("missing config file", ["train", "absent.py"], "config file absent.py does not exist"),
     ("no get_config", ["train", "empty.py"], "empty.py must define get_config()"),
     ("wrong type", ["train", "number.py"], "number.py must return a grpojax Config, got int"),
-    (
-        "config refused",
-        ["train", "refused.py"],
-        "refused.py, line 4: steps must be above 0, got -4",
-    ),
+    ("config refused", ["train", "refused.py"], "line 4: steps must be above 0, got -4"),
     ("unknown field", ["train", "misspelt.py"], "misspelt.py, line 4: TypeError: Config.__init__"),
     ("not Python", ["sft", "syntax.py"], "syntax.py: SyntaxError: invalid syntax"),
-    ("workdir is a file", ["train", "tiny.py", "--workdir", "empty.py"], "got the file empty.py"),
-    ("unknown flag", ["train", "tiny.py", "--stps", "5"], "--stps (did you mean --steps?)"),
+    ("workdir is a file", [*TINY, "--workdir", "empty.py"], "got the file empty.py"),
+    ("unknown flag", [*TINY, "--stps", "5"], "--stps (did you mean --steps?)"),
     ("flag without its group", ["sft", "tiny.py", "--beta=1"], "(did you mean --grpo.beta?)"),
-    ("unknown flag of train", ["train", "tiny.py", "--dry-rn"], "(did you mean --dry-run?)"),
+    ("unknown flag of train", [*TINY, "--dry-rn"], "(did you mean --dry-run?)"),
     ("flag of train only", ["sft", "tiny.py", "--allow-config-change"], "--allow-config-change"),
-    ("stray word", ["train", "tiny.py", "5"], "unexpected argument 5"),
-    (
-        "not a number",
-        ["train", "tiny.py", "--grpo.beta", "b"],
-        "--grpo.beta must be a number, got 'b'",
-    ),
-    (
-        "not whole",
-        ["train", "tiny.py", "--steps", "2.5"],
-        "--steps must be a whole number, got '2.5'",
-    ),
-    ("no value", ["train", "tiny.py", "--steps"], "--steps must be followed by a value, got none"),
-    ("steps", ["train", "tiny.py", "--steps", "0"], "steps must be above 0, got 0"),
-    ("G", ["train", "tiny.py", "--grpo.group-size", "1"], "group_size must be at least 2 (one"),
-    ("B", ["train", "tiny.py", "--grpo.minibatches", "3"], "prompts_per_step=4 must divide by"),
-    ("B in parts", ["train", "tiny.py", "--grpo.microbatches", "8"], "microbatches = 8; try 8"),
-    ("beta", ["train", "tiny.py", "--grpo.beta", "-0.1"], "beta must be 0 or more (it weighs"),
-    ("beta nan", ["train", "tiny.py", "--grpo.beta", "nan"], "got nan"),
-    ("clip_low", ["train", "tiny.py", "--grpo.clip-low", "0"], "clip_low must be above 0 and at"),
-    (
-        "choice",
-        ["train", "tiny.py", "--grpo.reduction", "mean"],
-        "--grpo.reduction must be one of 'seq",
-    ),
-    ("schedule", ["train", "tiny.py", "--optimizer.schedule", "step"], "got 'step'"),
-    (
-        "temperature",
-        ["train", "tiny.py", "--sampling.temperature", "0"],
-        "temperature must be above",
-    ),
-    (
-        "length",
-        ["train", "tiny.py", "--sampling.prompt-length", "33"],
-        "33 + 8 must be at most the",
-    ),
+    ("stray word", [*TINY, "5"], "unexpected argument 5"),
+    ("not a number", [*TINY, "--grpo.beta", "b"], "--grpo.beta must be a number, got 'b'"),
+    ("not whole", [*TINY, "--steps", "2.5"], "--steps must be a whole number, got '2.5'"),
+    ("no value", [*TINY, "--steps"], "--steps must be followed by a value, got none"),
+    ("steps", [*TINY, "--steps", "0"], "steps must be above 0, got 0"),
+    ("G", [*TINY, "--grpo.group-size", "1"], "no relative advantage), got 1"),
+    ("B", [*TINY, "--grpo.minibatches", "3"], "prompts_per_step=4 must divide by"),
+    ("B in parts", [*TINY, "--grpo.microbatches", "8"], "microbatches = 8; try 8"),
+    ("beta", [*TINY, "--grpo.beta", "-0.1"], "(it weighs a penalty), got -0.1"),
+    ("beta nan", [*TINY, "--grpo.beta", "nan"], "got nan"),
+    ("clip_low", [*TINY, "--grpo.clip-low", "0"], "clip_low must be above 0 and at most 1, got 0"),
+    ("choice", [*TINY, "--grpo.reduction", "mean"], "must be one of 'sequence_mean', 'tok"),
+    ("schedule", [*TINY, "--optimizer.schedule", "step"], "got 'step'"),
+    ("temperature", [*TINY, "--sampling.temperature", "0"], "temperature must be above 0, got 0"),
+    ("length", [*TINY, "--sampling.prompt-length", "33"], "33 + 8 must be at most"),
     (
         "learning rate",
-        ["train", "tiny.py", "--sft.optimizer.learning-rate", "0"],
-        "sft.optimizer: lear",
+        [*TINY, "--sft.optimizer.learning-rate", "0"],
+        "learning_rate must be above 0, got 0",
     ),
-    (
-        "head_dim",
-        ["train", "tiny.py", "--model.head-dim", "7"],
-        "head_dim must be even (rotary pairs)",
-    ),
-    ("heads", ["train", "tiny.py", "--model.num-heads", "3"], "num_heads=3 must be a multiple of"),
+    ("head_dim", [*TINY, "--model.head-dim", "7"], "head_dim must be even (rotary pairs), got 7"),
+    ("heads", [*TINY, "--model.num-heads", "3"], "num_heads=3 must be a multiple of"),
     (
         "axis 0",
-        ["train", "tiny.py", "--mesh.tensor", "0"],
-        "above 0, or -1 for the rest, got (-1, 1, 0)",
+        [*TINY, "--mesh.tensor", "0"],
+        "must be above 0, or -1 for the rest, got (-1, 1, 0)",
     ),
     (
         "two axes -1",
-        ["train", "tiny.py", "--mesh.fsdp", "-1"],
-        "at most one mesh axis may be -1, got (-1",
+        [*TINY, "--mesh.fsdp", "-1"],
+        "at most one mesh axis may be -1, got (-1, -1, 1)",
     ),
-    (
-        "half a reward",
-        ["train", "tiny.py", "--rewards", "format"],
-        "pairs of a name and a weight, got",
-    ),
-    (
-        "weight",
-        ["train", "tiny.py", "--rewards", "format", "x"],
-        "--rewards must be a number, got 'x'",
-    ),
+    ("half a reward", [*TINY, "--rewards", "format"], "of a name and a weight, got format"),
+    ("weight", [*TINY, "--rewards", "format", "x"], "--rewards must be a number, got 'x'"),
     (
         "weights 0",
-        ["train", "tiny.py", "--rewards", "format", "0"],
-        "other than 0, got {'format': 0.0}",
+        [*TINY, "--rewards", "format", "0"],
+        "a weight other than 0, got {'format': 0.0}",
     ),
-    (
-        "no reward",
-        ["train", "tiny.py", "--rewards"],
-        "rewards must name at least one reward, got none",
-    ),
+    ("no reward", [*TINY, "--rewards"], "rewards must name at least one reward, got none"),
     ("no run", ["evaluate"], "grpojax evaluate needs RUN run directory"),
     ("absent run", ["evaluate", "absent"], "folder absent does not exist; name a run directory"),
     ("absent source", ["sample", "absent", "--prompt", "1+1"], "folder absent does not exist"),
@@ -147,7 +108,7 @@ WRONG = [
     (
         "split",
         ["evaluate", ".", "--split", "dev"],
-        "--split must be one of 'train', 'validation', 'test'",
+        "one of 'train', 'validation', 'test', got 'dev'",
     ),
     ("pass@k", ["evaluate", ".", "--samples", "8", "--k", "4", "9"], "from 1 to samples=8, got 9"),
     ("step", ["evaluate", ".", "--step", "last"], "--step must be a whole number, got 'last'"),
@@ -155,9 +116,17 @@ WRONG = [
     (
         "top_p",
         ["sample", ".", "--prompt", "1", "--top-p", "0"],
-        "top_p must be above 0 and at most 1",
+        "top_p must be above 0 and at most 1 (off), got 0",
     ),
     ("no model", ["import"], "grpojax import needs NAME of the model"),
+    ("unknown reward", [*TINY, "--rewards", "acc", "1"], "module:function, got 'acc'"),
+    ("unknown task", [*TINY, "--task", "additions"], "module:function, got 'additions'"),
+    ("task's module", [*TINY, "--task", "nope:make"], "'nope:make' must name a module that can be"),
+    ("missing model", [*TINY, "--init", "absent"], "init=absent does not exist"),
+    ("missing tokenizer", [*TINY, "--tokenizer", "absent"], "no tokenizer at absent"),
+    ("mesh", [*TINY, "--mesh.data", "3"], "mesh data=3, fsdp=1, tensor=1 must multiply to the 8"),
+    ("not a run", ["evaluate", "."], "config.json"),
+    ("unknown model", ["import", "smollm9"], "smollm9"),
     ("doctor's flag", ["doctor", "--fix"], "unknown flag --fix"),
 ]
 
@@ -184,7 +153,7 @@ def test_wrong_input_ends_in_one_line_and_exit_2(args, part, capsys):
 def test_one_line_stays_whole_however_narrow_the_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     name = "a_rather_long_name_" * 8
-    assert main(["train", "tiny.py", "--model.head-dim", name]) == 2
+    assert main([*TINY, "--model.head-dim", name]) == 2
     assert capsys.readouterr().err.endswith(f"got '{name}'\n")
     assert os.environ["COLUMNS"] == "40"
 

@@ -32,8 +32,9 @@ def group(texts, total=None, **fields):
 
 def terminal(width=100, interactive=True, encoding="utf-8"):
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    colors = "truecolor" if interactive else None
     return Terminal(
-        file=file, width=width, force_terminal=interactive, color_system="truecolor", _environ={}
+        file=file, width=width, force_terminal=interactive, color_system=colors, _environ={}
     )
 
 
@@ -137,6 +138,12 @@ def test_garbage_in_the_middle_is_refused_with_file_and_line(tmp_path, garbage):
         MetricsWriter(tmp_path, 1, tensorboard=False)
 
 
+def test_garbage_that_a_newline_ends_is_not_taken_for_a_torn_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\ngarbage\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 "):
+        read_metrics(tmp_path)
+
+
 def test_steps_that_recorded_nothing_are_refused_with_those_that_did(tmp_path):
     record(tmp_path, [2, 4])
     with pytest.raises(ValueError, match=r"step 3 .*\[2, 4\]"):
@@ -200,11 +207,11 @@ def test_a_long_completion_is_left_out_in_the_middle():
 def test_the_table_shows_rewards_and_advantages_from_best_to_worst():
     screen = terminal(width=120)
     texts = ["worst", "best", "unjudged"]
-    judged = group(texts, total=[0.25, 1.5, math.nan], valid=[True, True, False])
+    judged = group(texts, total=[-0.25, 1.5, math.nan], valid=[True, True, False])
     Console(10, 0, every=1, terminal=screen).show_group(3, judged, 3)
     written = shown(screen)
     assert written.index("best") < written.index("worst") < written.index("unjudged")
-    for part in ("step 3", "1 + 1 =", "accuracy", "advantage", "1.50", "+0.50", "-0.75", "invalid"):
+    for part in ("step 3", "1 + 1 =", "accuracy", "advantage", "1.50", "+0.50", "-1.25", "invalid"):
         assert part in written
 
 

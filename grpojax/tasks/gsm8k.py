@@ -36,8 +36,8 @@ def make(data: DataConfig) -> Task:
     """The task, from the two files in `data.dir`; its records are kept in `data.cache`.
 
     Raises:
-      ValueError: a file is missing, a line of it is not a problem with its solution, or the cache
-        cannot be written.
+      ValueError: a file is missing or empty, a line is not a problem with its solution, or the
+        cache cannot be written.
     """
     records = prepare(data)
     train = read_examples(records, "train", first_id=0)
@@ -87,12 +87,14 @@ def prepare(data: DataConfig) -> ProblemRecords:
     """
     folder, digest = Path(data.dir).expanduser(), hashlib.sha256()
     for file in FILES.values():
-        if not data.dir or not (folder / file).is_file():
+        given = data.dir and (folder / file).is_file()
+        content = (folder / file).read_bytes() if given else b""
+        if not content:
             raise ValueError(
                 f"data.dir must be a folder with GSM8K's {' and '.join(FILES.values())}, as "
                 f"published, got {data.dir!r}: put {file} there"
             )
-        digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
+        digest.update(hashlib.sha256(content).digest())
     place = Path(data.cache).expanduser() / f"gsm8k-{digest.hexdigest()[:16]}"
     try:
         return write_records(folder, place)

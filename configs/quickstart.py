@@ -1,0 +1,26 @@
+"""Quickstart: a policy from nothing learns two-digit addition with worked carries, on a CPU."""
+
+import dataclasses
+
+from grpojax.config import Config, EvaluationConfig, ModelConfig, OptimizerConfig, SamplingConfig
+from grpojax.presets import article
+
+
+def get_config() -> Config:
+    return dataclasses.replace(
+        article(),
+        task="addition",
+        steps=125,
+        model=ModelConfig(
+            vocab_size=64,
+            embed_dim=128,
+            ffw_dim=384,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=32,
+        ),
+        sampling=SamplingConfig(prompt_length=8, completion_length=36),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_updates=5),
+        evaluation=EvaluationConfig(every=25, examples=256),
+    )

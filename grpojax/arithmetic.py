@@ -1,0 +1,76 @@
+"""Arithmetic: what a run will cost, from its config alone. Compiles nothing."""
+
+import math
+from pathlib import Path
+
+import jax
+
+from grpojax.config import Config
+from grpojax.data import make_batches
+from grpojax.learner import abstract_params
+from grpojax.run import open_run
+
+
+def dry_run(config: Config, workdir: Path) -> str:
+    """Opens and checks everything that a run would, and returns its sizes as lines of text.
+
+    Bytes are totals over the mesh of what is held in float32 (the cache: in the compute dtype), and
+    leave out activations.
+
+    Raises:
+      ValueError: whatever `train` would refuse.
+    """
+    run = open_run(config, workdir)
+    model, sampling, grpo = config.model, config.sampling, config.grpo
+    make_batches(
+        run.task.splits["train"],
+        run.tokenizer,
+        prompts_per_step=grpo.prompts_per_step,
+        prompt_length=sampling.prompt_length,
+        seed=config.seed,
+    )
+    leaves = jax.tree.leaves(abstract_params(run.policy, run.mesh))
+    parameters = sum(math.prod(leaf.shape) for leaf in leaves)
+    rows = grpo.prompts_per_step * grpo.group_size
+    prompt_tokens = grpo.prompts_per_step * sampling.prompt_length
+    tokens = rows * sampling.completion_length
+    width = {"float32": 4, "bfloat16": 2}[model.compute_dtype]
+    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
+    copies = {"parameters": 1, "AdamW moments": 2, "reference": int(grpo.beta > 0), "gradients": 1}
+    updates = grpo.epochs_per_batch * grpo.minibatches
+    evaluated = max(1, min(rows // config.evaluation.samples, config.evaluation.examples))
+    shapes = [
+        f"sample {grpo.prompts_per_step} x {grpo.group_size}",
+        f"update {grpo.prompts_per_step // (grpo.minibatches * grpo.microbatches)} x "
+        f"{grpo.group_size} in {grpo.minibatches} minibatches of {grpo.microbatches} microbatches",
+        f"evaluate {min(rows, config.evaluation.examples)} x 1 greedy and "
+        f"{evaluated} x {config.evaluation.samples} sampled",
+    ]
+    if grpo.beta > 0 or (not grpo.on_policy and grpo.old_logps == "rescored"):
+        shapes.insert(1, f"score {grpo.prompts_per_step} x {grpo.group_size}")
+    mesh = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
+    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    lines = {
+        "run": f"{workdir}: task {config.task}, {len(run.task.splits['train'])} training examples",
+        "steps": f"{config.steps}, {updates} updates each; {config.updates} updates in all",
+        "tokens per step": f"at most {prompt_tokens:,} of prompts, {tokens:,} of completions "
+        f"({grpo.prompts_per_step} prompts x {grpo.group_size} x {sampling.completion_length})",
+        "parameters": f"{parameters:,}",
+        "state": ", ".join(f"{name} {size(4 * n * parameters)}" for name, n in copies.items()),
+        "cache": f"{size(prompt_tokens * per_token)} of prompts, "
+        f"{size(tokens * per_token)} of completions",
+        "mesh": f"{mesh} over {devices}",
+        "compiled shapes": f"P={sampling.prompt_length}, T={sampling.completion_length}: "
+        + "; ".join(shapes),
+    }
+    longest = max(map(len, lines))
+    return "\n".join(f"{name:{longest}}  {text}" for name, text in lines.items())
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

@@ -1,0 +1,75 @@
+"""Sample: completions of one prompt, from a run or from a Hugging Face folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from grpojax.checkpoint import restore_params
+from grpojax.checks import require
+from grpojax.config import MeshConfig
+from grpojax.data import make_prompts
+from grpojax.learner import abstract_params
+from grpojax.model import Policy
+from grpojax.pretrained import load_params, read_model_config
+from grpojax.run import is_run, read_config
+from grpojax.sampling import make_sampler, stream_key
+from grpojax.sharding import make_mesh, shardings_of, use_mesh
+from grpojax.task import Example
+from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
+
+
+def sample_text(
+    source: Path,
+    prompt: str,
+    *,
+    samples: int,
+    greedy: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    completion_length: int,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> list[tuple[str, float]]:
+    """`samples` completions of `prompt` with the log-probability of each, its stop token's included.
+
+    A run's newest checkpoint and stop texts are used; of a Hugging Face folder, the weights and EOS.
+
+    Raises:
+      ValueError: `source` is neither, or prompt and completion exceed the model's length.
+    """
+    run = is_run(source)
+    config = read_config(source) if run else None
+    model = config.model if config else read_model_config(source)
+    tokenizer = load_tokenizer(str(source))
+    stops = stop_ids(tokenizer, config.sampling.stop if config else ())
+    length = max(len(tokenizer.encode(prompt)), 1)
+    require(
+        length + completion_length <= model.max_length,
+        f"the prompt's {length} tokens + completion_length={completion_length} must be at most the "
+        f"model's max_length={model.max_length}",
+    )
+    prompts = make_prompts([Example(id=0, prompt=prompt, answer="")], tokenizer, length)
+    policy, mesh = Policy(model), make_mesh(MeshConfig(data=1, fsdp=1, tensor=-1))
+    with use_mesh(mesh):
+        like = abstract_params(policy, mesh)
+        if run:
+            params, _ = restore_params(source / "checkpoints", like, say)
+        else:
+            params = jax.device_put(load_params(source, model), shardings_of(like))
+        sampler = make_sampler(
+            policy,
+            group_size=samples,
+            completion_length=completion_length,
+            stop_ids=stops,
+            pad_id=tokenizer.pad_id,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+        )
+        drawn = jax.device_get(sampler(params, prompts, stream_key(seed, "sample", 0)))
+    texts = decode_groups(tokenizer, drawn.tokens, drawn.mask, stops)[0]
+    return list(zip(texts, np.sum(drawn.logps, -1)[0].tolist()))

@@ -1,0 +1,84 @@
+"""Summary: the metrics and the records of one step, from what its completions were worth.
+
+Names are TRL's wherever it has one, so that curves overlay.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from grpojax.metrics import Group
+from grpojax.rewards import Judged
+from grpojax.task import Example
+
+
+class Laps:
+    """Seconds of each part of a step, in the order in which they end."""
+
+    def __init__(self):
+        self.times: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Ends the part that began when the last one ended."""
+        now = time.monotonic()
+        self.times[name], self.last = now - self.last, now
+
+
+def batch_metrics(
+    judged: Judged,
+    tokens: Int[np.ndarray, "B G T"],
+    mask: Bool[np.ndarray, "B G T"],
+    stops: tuple[int, ...],
+) -> dict[str, float]:
+    """Rewards and lengths of a step's completions; rewards over the valid ones, NaN if none is.
+
+    `reward_std` is the mean over groups of their deviation (ddof 1), `frac_reward_zero_std` the
+    share of groups whose rewards are all equal: they teach nothing but count in the loss's divisor.
+    """
+    valid, lengths = judged.valid, mask.sum(-1)
+    groups = [rewards[v] for rewards, v in zip(judged.total, valid) if v.sum() >= 2]
+    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
+    metrics = {
+        "reward": mean(judged.total[valid]),
+        "reward_std": mean([group.std(ddof=1) for group in groups]),
+        "frac_reward_zero_std": mean([np.ptp(group) == 0 for group in groups]),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1 - np.isin(last, stops).mean(),
+        "completions/invalid": (~valid).sum(),
+    }
+    for name, values in judged.by_name.items():
+        metrics[f"rewards/{name}/mean"] = mean(values[valid])
+        metrics[f"rewards/{name}/std"] = np.std(values[valid]) if valid.any() else np.nan
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def mean(values) -> float:
+    """The mean, NaN for nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def as_groups(
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    judged: Judged,
+    advantages: Float[np.ndarray, "B G"],
+) -> list[Group]:
+    """The step's groups as they are recorded and shown."""
+    return [
+        Group(
+            example=example.id,
+            prompt=example.prompt,
+            answer=example.answer,
+            texts=list(texts[i]),
+            rewards={name: values[i].tolist() for name, values in judged.by_name.items()},
+            total=judged.total[i].tolist(),
+            advantages=advantages[i].tolist(),
+            valid=judged.valid[i].tolist(),
+        )
+        for i, example in enumerate(examples)
+    ]

@@ -1,0 +1,203 @@
+"""Training: the straight line. Sample groups, reward them, update the policy.
+
+Everything random is a function of (seed, step) and a checkpoint is the whole state, so a killed run
+that is started again equals the run never killed.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from grpojax.checkpoint import close, open_checkpoints, restore, save
+from grpojax.config import Config
+from grpojax.console import Console
+from grpojax.data import make_batches
+from grpojax.evaluate import make_evaluator
+from grpojax.learner import (
+    abstract_state,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_update,
+    make_weigher,
+)
+from grpojax.metrics import MetricsWriter, read_metrics
+from grpojax.rewards import compute_rewards
+from grpojax.run import Run, initial_params, open_run, start_run
+from grpojax.sampling import make_sampler, stream_key
+from grpojax.scoring import make_scorer
+from grpojax.sharding import shard_batch, use_mesh
+from grpojax.signals import stop_requested
+from grpojax.summary import Laps, as_groups, batch_metrics
+from grpojax.tokenizer import decode_groups
+from grpojax.types import GroupBatch, TrainState
+
+STOPPED = 75  # exit code: stopped by a signal with a checkpoint saved, run me again
+MOST_REFUSED = 3  # updates in a row that may be refused because they are not finite
+
+
+def make_step(run: Run, optimizer: optax.GradientTransformation, like: TrainState) -> Callable:
+    """`one_step(state, step) -> (state, metrics, batch, groups)`: one batch of prompts."""
+    config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
+    batch_of = make_batches(
+        run.task.splits["train"],
+        run.tokenizer,
+        prompts_per_step=grpo.prompts_per_step,
+        prompt_length=sampling.prompt_length,
+        seed=config.seed,
+    )
+    sampler = make_sampler(
+        run.policy,
+        group_size=grpo.group_size,
+        completion_length=sampling.completion_length,
+        stop_ids=run.stops,
+        pad_id=run.tokenizer.pad_id,
+        temperature=sampling.temperature,
+    )
+    scorer = make_scorer(run.policy, temperature=sampling.temperature)
+    weigher = make_weigher(grpo, completion_length=sampling.completion_length)
+    update = make_update(run.policy, optimizer, like, grpo, temperature=sampling.temperature)
+    schedule = make_schedule(config.optimizer, config.updates)
+    reward_weights = list(config.rewards.values())
+
+    def one_step(state: TrainState, step: int):
+        laps = Laps()
+        examples, prompts = batch_of(step)
+        prompts = shard_batch(prompts, run.mesh)
+        completions = sampler(state.params, prompts, stream_key(config.seed, "train", step))
+        tokens, mask = jax.device_get((completions.tokens, completions.mask))  # wait: the sampler
+        laps.end("time/sample")
+
+        ref_logps = old_logps = None  # scored on the device while the host judges
+        if state.ref_params is not None:
+            ref_logps = scorer(state.ref_params, prompts, completions.tokens)
+        if not grpo.on_policy:
+            rescored = grpo.old_logps == "rescored"
+            old_logps = (
+                scorer(state.params, prompts, completions.tokens) if rescored else completions.logps
+            )
+        texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
+        judged = compute_rewards(run.rewards, reward_weights, examples, texts)
+        laps.end("time/reward")
+
+        rewards, valid = shard_batch((judged.total, judged.valid), run.mesh)
+        advantages, weights = weigher(rewards, valid, completions.mask)
+        batch = GroupBatch(prompts, completions, advantages, weights, old_logps, ref_logps)
+        jax.block_until_ready(batch)  # wait: the reference
+        laps.end("time/reference")
+
+        learning_rate = schedule(state.update)
+        state, updated = update(state, batch)
+        metrics = jax.device_get({"learning_rate": learning_rate, **updated})  # wait: the update
+        laps.end("time/update")
+
+        metrics |= batch_metrics(judged, tokens, mask, run.stops)
+        metrics["num_tokens"] = int(mask.sum() + prompts.mask.sum())
+        metrics |= {"step_time": sum(laps.times.values()), **laps.times}
+        groups = as_groups(examples, texts, judged, jax.device_get(advantages))
+        return state, metrics, batch, (groups, judged.failure)
+
+    return one_step
+
+
+def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -> int:
+    """Trains into `workdir`, from its newest good checkpoint if it has one.
+
+    Held-out accuracy is measured on the validation split as the run goes, which also picks the best
+    checkpoint, and on the test split before the first step and after the last.
+
+    Returns:
+      The exit code: 0 done, 75 stopped by a signal with a checkpoint saved, 1 given up after three
+      updates in a row that were not finite (the batch is in nonfinite_batch.npz).
+
+    Raises:
+      ValueError: the config, or a file it names, is wrong; nothing was compiled.
+    """
+    run = open_run(config, workdir)
+    samples, every = config.evaluation.samples, config.evaluation.every
+    optimizer = make_optimizer(config.optimizer, config.updates)
+    with use_mesh(run.mesh), contextlib.ExitStack() as stack:
+        like = abstract_state(run.policy, optimizer, run.mesh, reference=config.grpo.beta > 0)
+        one_step = make_step(run, optimizer, like)
+        evaluate = make_evaluator(
+            run, examples=config.evaluation.examples, samples=samples, k=(samples,)
+        )
+        start_run(run, allow_config_change=allow_config_change)
+        checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+        stack.callback(close, checkpoints)
+        state, done = restore(checkpoints, like, print) or (None, 0)
+        if state is None:
+            params = initial_params(run, like.params, print)
+            state = init_state(run.policy, optimizer, like, seed=config.seed, params=params)
+
+        first = done + 1 if done else 0
+        log = config.logging
+        writer = stack.enter_context(MetricsWriter(workdir, first, log.tensorboard))
+        console = stack.enter_context(Console(config.steps, first, log.completions_every))
+        requested = stack.enter_context(stop_requested(console.say))
+        before = read_metrics(workdir)
+        num_tokens = max((line.get("num_tokens", 0) for line in before), default=0)
+        failed = False
+
+        def held_out(step: int, split: str, name: str) -> float:
+            measured = evaluate(state.params, step, split)
+            writer.write(step, {f"{name}/{key}": value for key, value in measured.items()})
+            console.say(f"step {step}: {split} accuracy {describe(measured)}")
+            return measured["accuracy"]
+
+        if not done:
+            held_out(0, "validation", "eval")
+            held_out(0, "test", "test")
+        waited = {}
+        for step in range(done, config.steps):
+            state, metrics, batch, (groups, failure) = one_step(state, step)
+            step += 1  # from here on: batches done
+            num_tokens += metrics["num_tokens"]
+            metrics |= {"num_tokens": num_tokens, **waited}
+            writer.write(step, metrics)
+            console.step(step, metrics)
+            if step == 1 or step % log.completions_every == 0:
+                writer.write_groups(step, groups)
+                console.show_group(step, groups[0], log.completions_shown)
+            if failure and not failed:
+                console.say(f"step {step}: {failure}; its completion does not count")
+                failed = True
+            if int(state.skipped) >= MOST_REFUSED:
+                np.savez(workdir / "nonfinite_batch.npz", **flat_arrays(batch))
+                console.say(
+                    f"step {step}: {MOST_REFUSED} updates in a row were not finite; gave up"
+                )
+                return 1
+
+            last, stop = step == config.steps, requested()
+            accuracy, laps = None, Laps()
+            if last or (every and step % every == 0):
+                accuracy = held_out(step, "validation", "eval")
+            if last:
+                held_out(step, "test", "test")
+            laps.end("time/evaluate")
+            if last or stop or step % config.checkpoint.every == 0:
+                save(checkpoints, step, state, accuracy)
+            laps.end("time/checkpoint")
+            waited = laps.times
+            if stop and not last:
+                return STOPPED
+    return 0
+
+
+def describe(measured: dict[str, float]) -> str:
+    """An evaluation in a few words."""
+    return ", ".join(
+        f"{measured[name]:.3f} ± {measured[f'{name}_se']:.3f} {how}"
+        for name, how in (("accuracy", "greedy"), ("sampled_accuracy", "sampled"))
+    )
+
+
+def flat_arrays(batch: GroupBatch) -> dict[str, np.ndarray]:
+    """The arrays of a batch by name, for study."""
+    leaves, _ = jax.tree.flatten_with_path(batch)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}

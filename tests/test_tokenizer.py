@@ -1,0 +1,228 @@
+"""Tokenizers: exact text both ways, what may end a completion, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpojax.tokenizer import (
+    TAGS,
+    ByteTokenizer,
+    byte_level_bpe,
+    decode_groups,
+    load_tokenizer,
+    stop_ids,
+    train_sentencepiece,
+)
+
+TEXTS = [
+    f"{a} + {b} =  <think>\n{a % 10}\tcarry</think><answer>{a + b}</answer>\n"
+    for a in range(10, 60)
+    for b in range(10, 99, 9)
+]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+WORD = st.text(st.characters(exclude_characters="\0▁▅", exclude_categories=["Cs"]), min_size=1)
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's letters for the 256 bytes, so that any text has tokens."""
+    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+@pytest.fixture(scope="module")
+def huggingface():
+    """Special tokens 0 to 2, then the bytes, then merges, one of them of digits."""
+    merges = ["Ċ Ċ", "1 2", "Ġ =", "a b"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_alphabet()]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    return byte_level_bpe(tokens, merges, tokens[:3], eos_id=2, pad_id=2)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    return train_sentencepiece(TEXTS, 64)
+
+
+@given(TEXT)
+def test_bytes_come_back_exactly(text):
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(TEXT)
+def test_byte_level_bpe_gives_any_text_back(huggingface, text):
+    assert huggingface.decode(huggingface.encode(text)) == text
+
+
+def test_sentencepiece_gives_its_training_text_back(sentencepiece):
+    for text in TEXTS:
+        assert sentencepiece.decode(sentencepiece.encode(text)) == text
+    spaced = "  12  +\n\n 3 =\t "
+    assert sentencepiece.decode(sentencepiece.encode(spaced)) == spaced
+
+
+@settings(max_examples=40)
+@given(st.lists(WORD, min_size=1, max_size=4))
+def test_sentencepiece_holds_whatever_text_it_was_trained_on(words):
+    texts = ["letters", *words]
+    tokenizer = train_sentencepiece(texts, 500)
+    for text in [*texts, "".join(words)[::-1]]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_are_split_however_often_they_stand_together(huggingface):
+    for tokenizer in (huggingface, train_sentencepiece(["a1212"] * 50, 100)):
+        assert [tokenizer.decode([id]) for id in tokenizer.encode("1212")] == ["1", "2", "1", "2"]
+
+
+def test_tags_and_the_newline_are_whole_tokens(sentencepiece):
+    text = "".join(["\n", *TAGS])
+    assert [sentencepiece.decode([id]) for id in sentencepiece.encode(text)] == ["\n", *TAGS]
+
+
+def test_training_is_deterministic_and_silent(tmp_path, capfd):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        train_sentencepiece(TEXTS, 64).save(tmp_path / name)
+    first, second = (tmp_path / name / "tokenizer.model" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_vocabulary_is_as_large_as_asked_or_smaller():
+    # Padding, EOS, unknown, newline and four tags; a and b; then ab is all there is to merge.
+    assert train_sentencepiece(["ab ab"], 11 + 2).vocab_size == 13
+    assert train_sentencepiece(["abab\nab"], 500).vocab_size < 20
+    with pytest.raises(ValueError, match="vocab_size must be at least 11 for this text, got 10"):
+        train_sentencepiece(["ab ab"], 10)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "a ▁", "a ▅", "a \0"])
+def test_text_that_sentencepiece_cannot_hold_is_refused(text):
+    with pytest.raises(ValueError, match=r"got none|cannot hold"):
+        train_sentencepiece([text], 100)
+
+
+@pytest.mark.parametrize("text", ["12 § 3", "▁"])
+def test_an_unknown_character_is_refused_by_name(sentencepiece, text):
+    with pytest.raises(ValueError, match=f"no token for \\['{text.strip('123 ')}'\\]"):
+        sentencepiece.encode(text)
+
+
+def test_special_and_meaningless_ids_show_in_the_text(huggingface, sentencepiece):
+    a, end = huggingface.encode("a")[0], huggingface.encode("<|im_end|>")
+    assert end == [2]
+    assert huggingface.decode([a, 2, a, 9999, a]) == "a<|im_end|>a\ufffda"
+    assert sentencepiece.decode([0, *sentencepiece.encode(" 1"), 1, 2, 64, -1]) == (
+        "<pad> 1</s>" + "\ufffd" * 3
+    )
+    assert ByteTokenizer().decode([257, 65, 256, 66, 258]) == "<pad>A<eos>B\ufffd"
+    assert ByteTokenizer().decode("é".encode()[:1]) == "\ufffd"
+
+
+def test_a_saved_tokenizer_is_read_back(tmp_path, huggingface, sentencepiece):
+    text = "12 + 3 =\n<think>a"
+    for name, tokenizer in (("h", huggingface), ("s", sentencepiece), ("b", ByteTokenizer())):
+        (tmp_path / name).mkdir()
+        tokenizer.save(tmp_path / name)
+        (file,) = (tmp_path / name).glob("tokenizer.*")
+        for source in (tmp_path / name, file):
+            loaded = load_tokenizer(str(source))
+            assert type(loaded) is type(tokenizer)
+            assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (
+                (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+            )
+            ids = tokenizer.encode(text)
+            assert loaded.encode(text) == ids and loaded.decode(ids) == text
+    assert isinstance(load_tokenizer("bytes"), ByteTokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "expected"),
+    [
+        ({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, {"eos_token_id": 1}, (2, 0)),
+        ({"eos_token": {"content": "<|im_start|>"}}, {"pad_token_id": 2}, (1, 2)),
+        ({}, {"eos_token_id": 1}, (1, 1)),
+    ],
+)
+def test_eos_and_padding_are_what_the_folder_says(
+    tmp_path, huggingface, settings, config, expected
+):
+    huggingface.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.eos_id, tokenizer.pad_id) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no tokenizer at .*; give bytes"),
+        ({"tokenizer.json": "{"}, "cannot read the tokenizer .*tokenizer.json"),
+        ({"tokenizer.model": "no model"}, "tokenizer.model: not a SentencePiece model"),
+        ({"tokenizer_config.json": "{}"}, "nothing names EOS"),
+        ({"tokenizer_config.json": '{"eos_token": "x!"}'}, "'x!' .* is not a token"),
+        ({"tokenizer_config.json": "{}", "config.json": '{"eos_token_id": [1, 2]}'}, "one id"),
+        ({"tokenizer_config.json": "{}", "config.json": '{"eos_token_id": 5000}'}, "id 5000"),
+        ({"tokenizer_config.json": "{"}, "cannot read the tokenizer"),
+    ],
+)
+def test_a_missing_or_unreadable_tokenizer_is_refused_in_one_line(
+    tmp_path, huggingface, files, message
+):
+    if any(name.endswith("config.json") for name in files):
+        huggingface.save(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("merge", ["a b", "a c", "ab"])
+def test_a_merge_that_makes_no_token_is_refused(merge):
+    with pytest.raises(ValueError, match="two tokens that make a third"):
+        byte_level_bpe(["a", "b", "ac"], [merge], [], eos_id=0, pad_id=0)
+
+
+def test_stop_ids_are_eos_and_one_token_for_each_text(huggingface, sentencepiece):
+    (newline,), (two,) = huggingface.encode("\n"), huggingface.encode("\n\n")
+    assert stop_ids(huggingface, ()) == (2,)
+    assert stop_ids(huggingface, ("\n", "\n\n", "<|im_end|>")) == (2, newline, two)
+    assert stop_ids(ByteTokenizer(), ("\n",)) == (256, 10)
+    assert len(stop_ids(sentencepiece, ("\n", "</answer>"))) == 3
+    for text in ("12", "", "é"):
+        with pytest.raises(ValueError, match=f"stop text '{text}' must be exactly one token"):
+            stop_ids(huggingface, (text,))
+
+
+def test_only_the_token_that_ended_a_completion_is_left_out():
+    tokens = np.array([[[65, 10, 66, 10], [65, 66, 67, 10], [256, 1, 2, 3], [65, 256, 66, 67]]])
+    mask = np.arange(4) < np.array([4, 3, 1, 4])[:, None]
+    texts = decode_groups(ByteTokenizer(), tokens, mask[None], stops=(256, 10))
+    assert texts == [["A\nB", "ABC", "", "A<eos>BC"]]
+
+
+def test_a_completion_without_tokens_is_empty_text():
+    tokens, mask = np.zeros((2, 1, 3), np.int32), np.zeros((2, 1, 3), bool)
+    assert decode_groups(ByteTokenizer(), tokens, mask, (0,)) == [[""], [""]]
+
+
+@given(st.lists(st.tuples(TEXT, st.booleans()), min_size=6, max_size=6), st.integers(0, 5))
+def test_groups_decode_to_the_texts_that_were_encoded(rows, garbage):
+    tokenizer = ByteTokenizer()
+    ids = [tokenizer.encode(text) + [256] * ended for text, ended in rows]
+    length = max(map(len, ids)) + garbage
+    tokens, mask = np.full((6, length), 65), np.zeros((6, length), bool)
+    for row, kept, values in zip(tokens, mask, ids):
+        row[: len(values)], kept[: len(values)] = values, True
+    before = tokens.copy()  # decoding writes nothing
+    tokens, mask = tokens.reshape(2, 3, length), mask.reshape(2, 3, length)
+    texts = decode_groups(tokenizer, tokens, mask, (256,))
+    assert [*texts[0], *texts[1]] == [text for text, _ in rows]
+    np.testing.assert_array_equal(tokens.reshape(6, length), before)
