@@ -2,7 +2,14 @@
 
 import dataclasses
 
-from grpojax.config import Config, EvaluationConfig, ModelConfig, OptimizerConfig, SamplingConfig
+from grpojax.config import (
+    Config,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from grpojax.presets import article
 
 
@@ -20,7 +27,12 @@ def get_config() -> Config:
             num_kv_heads=4,
             head_dim=32,
         ),
-        sampling=SamplingConfig(prompt_length=8, completion_length=36),
+        sampling=SamplingConfig(prompt_length=8, completion_length=30),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_updates=5),
         evaluation=EvaluationConfig(every=25, examples=256),
+        sft=SFTConfig(
+            examples_per_step=128,
+            check_every=10,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_updates=10),
+        ),
     )

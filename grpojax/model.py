@@ -140,7 +140,9 @@ class Policy(nn.Module):
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(c.embed_dim**-0.5), ("vocab", "embed")
+        )
         self.embed = nn.Embed(c.vocab_size, c.embed_dim, embedding_init=init)
         block = nn.remat(Block, prevent_cse=False) if c.remat and not self.unrolled else Block
         if self.unrolled:

@@ -1,9 +1,10 @@
-"""Presets: objectives by paper. Each is a `Config` to take from with `dataclasses.replace`.
+"""Presets: objectives by paper, models by name.
 
-A preset sets what its paper states, and leaves the task, the model and the lengths to the user.
+An objective is a `Config` to take from with `dataclasses.replace`: it sets what its paper states
+and leaves the task, the model and the lengths to the user.
 """
 
-from grpojax.config import Config, GRPOConfig, OptimizerConfig
+from grpojax.config import Config, GRPOConfig, ModelConfig, OptimizerConfig
 
 
 def article() -> Config:
@@ -43,4 +44,20 @@ def r1_zero() -> Config:
             reference_every=400,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-6),
+    )
+
+
+def smollm2_135m() -> ModelConfig:
+    """SmolLM2-135M (2502.02737), base and Instruct: `grpojax import smollm2-135m`."""
+    return ModelConfig(
+        vocab_size=49_152,
+        embed_dim=576,
+        ffw_dim=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        max_length=8192,
+        rope_base=100_000.0,
+        norm_epsilon=1e-5,
     )

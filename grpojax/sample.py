@@ -33,9 +33,11 @@ def sample_text(
     seed: int,
     say: Callable[[str], None] = print,
 ) -> list[tuple[str, float]]:
-    """`samples` completions of `prompt` with the log-probability of each, its stop token's included.
+    """`samples` completions of `prompt` with the log-probability of each, its stop token's
+    included.
 
-    A run's newest checkpoint and stop texts are used; of a Hugging Face folder, the weights and EOS.
+    A run's newest checkpoint and stop texts are used; of a Hugging Face folder, the weights and
+    EOS.
 
     Raises:
       ValueError: `source` is neither, or prompt and completion exceed the model's length.

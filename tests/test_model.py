@@ -263,7 +263,6 @@ def test_bfloat16_products_give_float32_logits_near_those_of_float32(tied, promp
     truth = jitted_logits(Policy(exact), params, prompts, draw_tokens())
     assert logits.dtype == jnp.float32
     error = np.abs(logits - truth).mean() / np.std(truth)
-    print("bf16", error)
     assert 1e-4 < error < 2e-2
 
 

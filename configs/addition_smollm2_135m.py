@@ -1,0 +1,28 @@
+"""SmolLM2-135M-Instruct learns two-digit addition from few-shot prompts, on a CPU."""
+
+import dataclasses
+
+from grpojax.config import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    GRPOConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
+from grpojax.presets import smollm2_135m
+
+
+def get_config() -> Config:
+    return Config(
+        task="few_shot_addition",
+        rewards={"accuracy": 1.0},
+        init="models/smollm2-135m",
+        steps=60,
+        model=dataclasses.replace(smollm2_135m(), remat=True),
+        sampling=SamplingConfig(prompt_length=40, completion_length=4, stop=("\n", "\n\n")),
+        grpo=GRPOConfig(prompts_per_step=8, group_size=16, beta=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        evaluation=EvaluationConfig(every=20, examples=256, samples=1),
+        checkpoint=CheckpointConfig(every=20, keep=1),
+    )

@@ -1,0 +1,103 @@
+"""It learns: a random policy finds what is rewarded, and flees it when the sign is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
+from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
+from grpojax.model import Policy
+from grpojax.sampling import make_sampler, stream_key
+from grpojax.scoring import make_scorer
+from grpojax.sharding import use_mesh
+from grpojax.types import GroupBatch, Prompts
+
+VOCAB, LENGTH, STEPS = 8, 3, 40
+WANTED = np.arange(1, VOCAB)  # the last token of each prompt; 0 ends a completion
+PROMPTS = Prompts(
+    np.stack([np.zeros(7), WANTED], axis=-1).astype(np.int32),
+    np.ones((7, 2), bool),
+    np.arange(7, dtype=np.int32),
+)
+CONFIG = GRPOConfig(prompts_per_step=7, group_size=16, beta=0.0)
+POLICY = Policy(
+    ModelConfig(
+        vocab_size=VOCAB, embed_dim=16, ffw_dim=32, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=8,
+    )
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Mesh, first state (of a fixed seed), sampler, weigher and update."""
+    mesh = jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )  # fmt: skip
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.03), STEPS)
+    like = abstract_state(POLICY, optimizer, mesh, reference=False)
+    sampler = make_sampler(
+        POLICY, group_size=16, completion_length=LENGTH, stop_ids=(0,), pad_id=0, temperature=1.0
+    )
+    weigher = make_weigher(CONFIG, completion_length=LENGTH)
+    update = make_update(POLICY, optimizer, like, CONFIG, temperature=1.0)
+    with use_mesh(mesh):
+        return mesh, init_state(POLICY, optimizer, like, seed=0), sampler, weigher, update
+
+
+def train(programs, steps, reward, sign=1):
+    """Mean reward of every step, and the last parameters; `reward(tokens, mask)` gives [B, G]."""
+    mesh, first, sampler, weigher, update = programs
+    means, state = [], jax.tree.map(jnp.copy, first)
+    with use_mesh(mesh):
+        for step in range(steps):
+            completions = sampler(state.params, PROMPTS, stream_key(0, "train", step))
+            tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
+            rewards = reward(tokens, mask).astype(np.float32)
+            advantages, weights = weigher(rewards, np.ones(rewards.shape, bool), mask)
+            batch = GroupBatch(PROMPTS, completions, sign * advantages, weights, None, None)
+            state, _ = update(state, batch)
+            means.append(rewards.mean())
+    return means, state.params
+
+
+def share_of_wanted(tokens, mask):
+    """Share of the `LENGTH` tokens that are the wanted one; ending early forgoes the rest."""
+    return ((tokens == WANTED[:, None, None]) & mask).mean(-1)
+
+
+def test_a_random_policy_learns_to_say_the_token_that_its_prompt_asks_for(programs):
+    means, _ = train(programs, STEPS, share_of_wanted)
+    assert np.mean(means[:2]) < 0.2
+    assert np.mean(means[-5:]) > 0.95
+
+
+def test_with_the_sign_of_the_advantages_flipped_it_falls_below_where_it_started(programs):
+    means, _ = train(programs, STEPS, share_of_wanted, sign=-1)
+    assert np.mean(means[-5:]) < np.mean(means[:2]) / 2
+
+
+@pytest.mark.parametrize("token", [0, 5])  # 0 ends the completion
+def test_one_step_moves_probability_to_the_rewarded_token_and_back(programs, token):
+    scorer = make_scorer(POLICY, temperature=1.0)
+    first_token = np.full((7, 1, 1), token, np.int32)
+
+    def reward(tokens, mask):
+        return ((tokens == token) & mask)[..., 0].astype(float)
+
+    def probability(params):
+        return np.exp(scorer(params, PROMPTS, first_token)).mean()
+
+    before = probability(programs[1].params)
+    for sign in (1, -1):
+        _, params = train(programs, 1, reward, sign)
+        assert sign * (probability(params) - before) > 0.004
+
+
+def test_every_step_runs_the_programs_that_the_first_one_compiled(programs):
+    _, _, *jitted = programs
+    train(programs, 3, share_of_wanted)
+    assert [program._cache_size() for program in jitted] == [1, 1, 1]
