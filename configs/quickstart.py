@@ -27,12 +27,12 @@ def get_config() -> Config:
             num_kv_heads=4,
             head_dim=32,
         ),
-        sampling=SamplingConfig(prompt_length=8, completion_length=30),
+        sampling=SamplingConfig(prompt_length=6, completion_length=32),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_updates=5),
         evaluation=EvaluationConfig(every=25, examples=256),
         sft=SFTConfig(
             examples_per_step=128,
-            check_every=10,
+            check_every=25,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_updates=10),
         ),
     )

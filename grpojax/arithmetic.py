@@ -67,7 +67,7 @@ def dry_run(config: Config, workdir: Path) -> str:
     return "\n".join(f"{name:{longest}}  {text}" for name, text in lines.items())
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Bytes as a person reads them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

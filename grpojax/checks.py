@@ -1,5 +1,6 @@
 """Checks: what config rules have in common. Each raises one line: thing, rule, value, remedy."""
 
+import math
 import typing
 from typing import Any, Literal
 
@@ -10,6 +11,27 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_fields(config: Any) -> None:
+    """Raises ValueError naming the first field whose value is not of the field's type.
+
+    Numbers must be finite, an integer is also a float, and a `Literal` must be one of its choices.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if typing.get_origin(hint) is Literal:
+            options = typing.get_args(hint)
+            require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}")
+        elif hint is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(
+                number and math.isfinite(value), f"{name} must be a finite number, got {value!r}"
+            )
+        else:
+            kind = typing.get_origin(hint) or hint
+            same = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+            require(same, f"{name} must be of type {kind.__name__}, got {value!r}")
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Raises ValueError naming the first of the fields `names` that is not above 0."""
     for name in names:
@@ -17,17 +39,8 @@ def require_positive(config: Any, *names: str) -> None:
         require(value > 0, f"{name} must be above 0, got {value}")
 
 
-def require_choices(config: Any) -> None:
-    """Raises ValueError naming the first `Literal` field whose value is not one of its choices."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            options, value = typing.get_args(hint), getattr(config, name)
-            require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}")
-
-
 def require_multiple(name: str, value: int, of: int, what: str) -> None:
-    """Raises ValueError unless `value` is a multiple of `of`; the message offers the next value
-    that is."""
+    """Raises ValueError unless `value` is a multiple of `of`; the message offers the next one."""
     require(
         value % of == 0, f"{name}={value} must divide by {what} = {of}; try {of * -(-value // of)}"
     )

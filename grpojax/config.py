@@ -6,11 +6,12 @@ where those are opened, always before anything is compiled.
 """
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from grpojax.checks import require, require_choices, require_multiple, require_positive
+from grpojax.checks import require, require_fields, require_multiple, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ModelConfig:
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
 
     def __post_init__(self):
-        require_choices(self)
+        require_fields(self)
         require_positive(self, "vocab_size", "embed_dim", "ffw_dim", "num_layers", "num_heads")
         require_positive(
             self, "num_kv_heads", "head_dim", "max_length", "rope_base", "norm_epsilon"
@@ -63,6 +64,7 @@ class SamplingConfig:
     stop: tuple[str, ...] = ()  # texts of one token each that end a completion, beside EOS
 
     def __post_init__(self):
+        require_fields(self)
         require_positive(self, "prompt_length", "completion_length", "temperature")
 
 
@@ -90,7 +92,7 @@ class GRPOConfig:
     reference_every: int = 400  # N, updates between refreshes of a refreshed reference
 
     def __post_init__(self):
-        require_choices(self)
+        require_fields(self)
         require(
             self.group_size >= 2,
             "group_size must be at least 2 (one completion has no relative advantage), "
@@ -130,7 +132,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
 
     def __post_init__(self):
-        require_choices(self)
+        require_fields(self)
         require_positive(self, "learning_rate", "adam_epsilon", "max_grad_norm")
         require(0 <= self.adam_b1 < 1, f"adam_b1 must be in [0, 1), got {self.adam_b1}")
         require(0 <= self.adam_b2 < 1, f"adam_b2 must be in [0, 1), got {self.adam_b2}")
@@ -160,6 +162,7 @@ class EvaluationConfig:
     top_p: float = 1.0  # keep the most likely tokens that hold this mass; 1 keeps all
 
     def __post_init__(self):
+        require_fields(self)
         require(self.every >= 0, f"every must be 0 or more, got {self.every}")
         require_positive(self, "examples", "samples", "temperature")
         require(self.top_k >= 0, f"top_k must be 0 (off) or more, got {self.top_k}")
@@ -177,6 +180,7 @@ class SFTConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_updates=10)
 
     def __post_init__(self):
+        require_fields(self)
         require_positive(self, "max_steps", "examples_per_step", "check_every")
         require(
             0 < self.until_accuracy <= 1,
@@ -193,6 +197,7 @@ class MeshConfig:
     tensor: int = 1  # heads, feed-forward and vocabulary
 
     def __post_init__(self):
+        require_fields(self)
         sizes = (self.data, self.fsdp, self.tensor)
         require(
             all(s > 0 or s == -1 for s in sizes),
@@ -209,6 +214,7 @@ class CheckpointConfig:
     keep: int = 2  # newest checkpoints kept, beside the best by held-out greedy accuracy
 
     def __post_init__(self):
+        require_fields(self)
         require_positive(self, "every", "keep")
 
 
@@ -221,6 +227,7 @@ class LoggingConfig:
     tensorboard: bool = True  # write tb/ beside metrics.jsonl
 
     def __post_init__(self):
+        require_fields(self)
         require_positive(self, "completions_every")
         require(
             self.completions_shown >= 0,
@@ -252,8 +259,13 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self):
+        require_fields(self)
         require_positive(self, "steps")
+        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         require(bool(self.rewards), "rewards must name at least one reward, got none")
+        for name, weight in self.rewards.items():
+            number = isinstance(weight, int | float) and math.isfinite(weight)
+            require(number, f"the weight of reward {name!r} must be a number, got {weight!r}")
         require(
             any(self.rewards.values()),
             f"at least one reward needs a weight other than 0, got {self.rewards}",

@@ -54,7 +54,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     task = load_task(config.task, config.data)
     rewards = choose_rewards(config.rewards, task)
     check_init(config)
-    tokenizer = open_tokenizer(config, task)
+    tokenizer = open_tokenizer(config, workdir, task)
     require(
         tokenizer.vocab_size <= config.model.vocab_size,
         f"the model's vocab_size={config.model.vocab_size} must hold the tokenizer's "
@@ -155,10 +155,12 @@ def is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir()
 
 
-def open_tokenizer(config: Config, task: Task) -> Tokenizer:
+def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:
     """The tokenizer that `config` names, or that of `init`, or one trained on the task's text."""
     if source := config.tokenizer or config.init:
         return load_tokenizer(source)
+    if (workdir / "config.json").exists():  # its parameters know no other tokens
+        return load_tokenizer(str(workdir))
     texts = [example.prompt + example.completion for example in task.splits["train"]]
     return train_sentencepiece(texts, config.model.vocab_size)
 

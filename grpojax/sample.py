@@ -1,21 +1,23 @@
 """Sample: completions of one prompt, from a run or from a Hugging Face folder."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from grpojax.checkpoint import restore_params
 from grpojax.checks import require
-from grpojax.config import MeshConfig
+from grpojax.config import ModelConfig
 from grpojax.data import make_prompts
 from grpojax.learner import abstract_params
 from grpojax.model import Policy
 from grpojax.pretrained import load_params, read_model_config
 from grpojax.run import is_run, read_config
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import make_mesh, shardings_of, use_mesh
+from grpojax.sharding import shardings_of, use_mesh
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
 
@@ -54,7 +56,7 @@ def sample_text(
         f"model's max_length={model.max_length}",
     )
     prompts = make_prompts([Example(id=0, prompt=prompt, answer="")], tokenizer, length)
-    policy, mesh = Policy(model), make_mesh(MeshConfig(data=1, fsdp=1, tensor=-1))
+    policy, mesh = Policy(model), model_mesh(model)
     with use_mesh(mesh):
         like = abstract_params(policy, mesh)
         if run:
@@ -75,3 +77,14 @@ def sample_text(
         drawn = jax.device_get(sampler(params, prompts, stream_key(seed, "sample", 0)))
     texts = decode_groups(tokenizer, drawn.tokens, drawn.mask, stops)[0]
     return list(zip(texts, np.sum(drawn.logps, -1)[0].tolist()))
+
+
+def model_mesh(model: ModelConfig) -> Mesh:
+    """As many of the devices as the model's heads, feed-forward and vocabulary divide over."""
+    parts = math.gcd(jax.device_count(), model.vocab_size, model.num_kv_heads, model.ffw_dim)
+    return jax.make_mesh(
+        (1, 1, parts),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:parts],
+    )

@@ -89,6 +89,7 @@ def sft(config: Config, workdir: Path) -> int:
             shown = {"loss": metrics[NEGATIVE_LOGPS], "grad_norm": metrics["grad_norm"]}
             writer.write(step, shown)
             console.step(step, shown)
-            if step % stage.check_every == 0 and reached(step):
+            due = step % stage.check_every == 0 or step == stage.max_steps
+            if due and reached(step):
                 return 0
     return 1

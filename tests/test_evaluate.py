@@ -33,14 +33,12 @@ def share(example, completion):
     return zlib.crc32(completion.encode()) % 101 / 100
 
 
-TASK = dataclasses.replace(
-    CONFIG, task="test_evaluate:sums", rewards={"accuracy": 1.0}, steps=1
-)
+TASK = dataclasses.replace(CONFIG, task="test_evaluate:sums", rewards={"accuracy": 1.0}, steps=1)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """`evaluated(examples, samples, group_size, step)`: metrics on the test split, what was judged."""
+    """`evaluated(examples, samples, group_size, step)`: metrics of the test split, judged."""
     folder = tmp_path_factory.mktemp("evaluate")
 
     def evaluated(examples, samples, group_size=4, step=0):

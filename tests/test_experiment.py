@@ -195,13 +195,13 @@ def test_a_cell_that_ends_well_without_its_metric_has_failed(run_cells, tmp_path
 
 
 def test_a_stop_reaches_the_running_cell_once_and_is_waited_for(tmp_path):
-    script = """
-import signal, sys, time
+    script = """import signal, sys, time
 count = []
 signal.signal(signal.SIGTERM, lambda *_: count.append(1))
 signal.signal(signal.SIGINT, lambda *_: count.append(1))
 open(sys.argv[1], "w").close()
-while not count:
+end = time.time() + 10
+while not count and time.time() < end:
     time.sleep(0.01)
 time.sleep(0.3)
 sys.exit(70 + len(count))
@@ -243,24 +243,19 @@ from grpojax.experiment import Cell, main
 from grpojax.task import Example, Task
 
 def easy(data):
-    examples = [Example(id=i, prompt=f"{i}", answer="", completion="ab") for i in range(4)]
-    splits = {name: examples for name in ("train", "validation", "test")}
+    examples = [Example(id=i, prompt=f"{i}", answer="", completion="ab") for i in range(8)]
+    splits = {"train": examples[:4], "validation": examples[4:6], "test": examples[6:]}
     return Task(splits=splits, rewards={"accuracy": lambda example, completion: 1.0})
 
 CONFIG = Config(
-    task="small:easy",
-    rewards={"accuracy": 1.0},
-    tokenizer="bytes",
-    steps=2,
+    task="small:easy", rewards={"accuracy": 1.0}, tokenizer="bytes", steps=2,
     model=ModelConfig(
-        vocab_size=258, embed_dim=16, ffw_dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
-        head_dim=8,
+        vocab_size=258, embed_dim=16, ffw_dim=16, num_layers=1, num_heads=2, head_dim=8
     ),
     sampling=SamplingConfig(prompt_length=4, completion_length=3),
     grpo=GRPOConfig(prompts_per_step=2, group_size=2, beta=0.0),
     evaluation=EvaluationConfig(every=0, examples=2, samples=2),
     sft=SFTConfig(max_steps=2, check_every=2, examples_per_step=2),
-    logging=LoggingConfig(tensorboard=False),
 )
 
 def cell(task, steps):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "grpojax"
 LEVELS = [
     {"types", "config", "checks", "task", "signals"},
     {"attention", "grpo", "sharding", "tokenizer", "rewards", "metrics", "console", "checkpoint"}
-    | {"presets"},
+    | {"presets", "comparison"},
     {"model", "lora", "tasks", "summary"},
     {"sampling", "scoring", "pretrained", "data"},
     {"learner", "run"},

@@ -5,6 +5,7 @@ The reward, a user's code, breaks its own process off: always at the same place,
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from grpojax.learner import fresh_state, make_optimizer
 from grpojax.metrics import read_metrics
 from grpojax.model import Policy, init_params
 from grpojax.run import read_config
-from grpojax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, EVERY, ROWS = 10, 2, 16  # ROWS: completions of a step, so calls of the reward
@@ -148,8 +148,7 @@ def folder(tmp_path_factory):
         ended = grpojax(folder, *args, **environment)
         assert ended.returncode == code, ended.stderr
         (folder / f"{name}.txt").write_text(ended.stdout)
-        found = sorted(path.name for path in (folder / name / "checkpoints").iterdir())
-        (folder / f"{name}.saved").write_text(" ".join(found))
+        shutil.copytree(folder / name, folder / f"{name}.broken")
     ended = grpojax(folder, "-c", FINISH, "uninterrupted", *BROKEN)
     assert ended.returncode == 0, ended.stderr
     return folder
@@ -161,10 +160,14 @@ def test_a_run_that_goes_on_equals_the_uninterrupted_one(folder, name):
 
 
 def test_the_runs_were_broken_off_where_they_should_have_been(folder):
-    saved = {name: (folder / f"{name}.saved").read_text().split() for name in BROKEN}
-    print(saved)
-    assert saved["killed in the first step"] == []
-    assert "6.unfinished" in saved["killed in a save"] and "6" not in saved["killed in a save"]
+    def saved(name):
+        return {path.name for path in (folder / f"{name}.broken" / "checkpoints").iterdir()}
+
+    assert saved("killed in the first step") == set()
+    assert "4" in saved("killed in a later step")
+    assert "6.unfinished" in saved("killed in a save") and "6" not in saved("killed in a save")
+    assert "5" in saved("asked to end")  # no multiple of EVERY
+    assert saved("asked to end twice").isdisjoint({"5", "6"})
 
 
 def test_uninterrupted_run_moves_every_part_of_its_state(folder):

@@ -2,18 +2,15 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-import test_pretrained
+from test_pretrained import MODEL, SHAPES, D, L, V, write_gguf
 from test_train import CONFIG
 
 from grpojax.__main__ import main
-from grpojax.checkpoint import restore_params
 from grpojax.data import make_prompts
-from grpojax.learner import abstract_params
+from grpojax.model import Policy
 from grpojax.pretrained import import_gguf, load_params
-from grpojax.run import open_run
 from grpojax.sample import sample_text
 from grpojax.scoring import make_scorer
 from grpojax.task import Example
@@ -40,6 +37,50 @@ def workdir(tmp_path_factory):
 def pretrained(tmp_path_factory):
     """A Hugging Face style folder with random weights."""
     path = tmp_path_factory.mktemp("sample")
-    weights = test_pretrained.random_weights()
-    import_gguf(test_pretrained.write_gguf(path / "tiny.gguf", weights), path / "model")
+    shapes = {"token_embd.weight": (V, D), "output_norm.weight": (D,)}
+    for layer in range(L):
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in SHAPES.items()}
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    import_gguf(write_gguf(path / "tiny.gguf", weights), path / "model")
     return path / "model"
+
+
+def test_a_run_is_sampled_with_its_newest_parameters_and_its_stop_texts(workdir):
+    drawn = sample_text(workdir, "12+34=", **DRAW | {"samples": 16})
+    assert drawn == sample_text(workdir, "12+34=", **DRAW | {"samples": 16})
+    assert drawn != sample_text(workdir, "12+34=", **DRAW | {"samples": 16, "seed": 1})
+    assert len(drawn) == len(set(drawn)) == 16
+    assert not any("e" in text or "a" in text for text, _ in drawn)
+
+
+def test_greedy_samples_are_all_the_same(workdir):
+    drawn = sample_text(workdir, "12+34=", **DRAW | {"greedy": True})
+    assert len(drawn) == 3 and len(set(drawn)) == 1
+
+
+def test_a_pretrained_folder_is_sampled_with_its_own_weights_and_tokenizer(pretrained):
+    drawn = sample_text(pretrained, "12+34=", **DRAW)
+    tokenizer = load_tokenizer(str(pretrained))
+    params = load_params(pretrained, MODEL)
+    scorer = make_scorer(Policy(MODEL), temperature=DRAW["temperature"])
+    prompts = make_prompts([Example(id=0, prompt="12+34=", answer="")], tokenizer, 6)
+    for text, logp in drawn:
+        ids = tokenizer.encode(text)
+        if len(ids) < 10:
+            ids.append(tokenizer.eos_id)
+        logps = scorer(params, prompts, np.array([[ids]], np.int32))
+        assert float(logps.sum()) == pytest.approx(logp, abs=1e-3)
+
+
+def test_a_prompt_and_completion_beyond_the_model_are_refused(workdir):
+    with pytest.raises(ValueError, match=r"6 tokens \+ completion_length=30 must be at most the"):
+        sample_text(workdir, "12+34=", **DRAW | {"completion_length": 30})
+
+
+def test_the_command_prints_every_completion_and_nothing_that_steers_a_terminal(workdir, capsys):
+    args = ["--prompt", "1+2=", "--samples", "8", "--completion-length", "10"]
+    assert main(["sample", str(workdir), *args]) == 0
+    said = capsys.readouterr().out
+    assert said.count("--- completion ") == 8
+    assert all(c.isprintable() or c in "\n\t" for c in said)

@@ -202,6 +202,7 @@ def equations(jaxpr, times=1):
                 yield from equations(getattr(part, "jaxpr", part), times * scanned)
 
 
+@functools.cache
 def program(name, group):
     """The jaxpr of the sampler, of the scorer, of its gradient, or of prefill alone."""
     policy, params = Policy(PRIMES), sharp_params(PRIMES)

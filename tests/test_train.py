@@ -26,6 +26,9 @@ from grpojax.config import (
 )
 from grpojax.metrics import read_groups, read_metrics
 from grpojax.model import Policy, init_params
+from grpojax.rewards.accuracy import exact_answer
+from grpojax.run import open_run, start_run
+from grpojax.task import Example, Task
 from grpojax.train import train
 
 CONFIG = Config(
@@ -49,6 +52,13 @@ CONFIG = Config(
 
 def variety(example, completion):
     return len(set(completion)) / 12
+
+
+def squares(data) -> Task:
+    """A task whose text has other characters than addition's."""
+    examples = [Example(id=i, prompt=f"square of {i}:", answer=f"{i * i}") for i in range(30)]
+    splits = {"train": examples[:20], "validation": examples[20:25], "test": examples[25:]}
+    return Task(splits=splits, rewards={"accuracy": exact_answer})
 
 
 def luck(completion: str) -> int:
@@ -144,6 +154,17 @@ def test_a_changed_config_is_used_when_that_is_allowed(copy):
     assert json.loads((copy / "config.json").read_text())["config"]["steps"] == 5
 
 
+def test_a_run_goes_on_with_the_tokenizer_it_began_with(tmp_path):
+    """Even if the text that it was trained on has changed since, with the task or a library."""
+    began = open_run(changed(tokenizer=""), tmp_path)
+    start_run(began, allow_config_change=False)
+    goes_on = open_run(changed(tokenizer="", task="test_train:squares"), tmp_path)
+    fresh = open_run(changed(tokenizer="", task="test_train:squares"), tmp_path / "new")
+    text = "<think>units 7+8=15"
+    assert goes_on.tokenizer.encode(text) == began.tokenizer.encode(text)
+    assert goes_on.tokenizer.encode("49") != fresh.tokenizer.encode("49")
+
+
 def test_failing_rewards_make_completions_invalid_and_are_said_once(tmp_path, capsys):
     assert train(changed(rewards={"test_train:failing": 1.0}), tmp_path) == 0
     said = capsys.readouterr().out
@@ -166,9 +187,7 @@ def test_a_batch_without_a_valid_completion_leaves_the_parameters_unchanged(tmp_
     assert [line["completions/invalid"] for line in lines] == [32, 32]
     assert [(line["loss"], line["grad_norm"]) for line in lines] == [(0, 0), (0, 0)]
     assert np.isnan(lines[0]["reward"])
-    jax.tree.map(
-        np.testing.assert_array_equal, params_at(tmp_path, 2), params_at(tmp_path, 0)
-    )
+    jax.tree.map(np.testing.assert_array_equal, params_at(tmp_path, 2), params_at(tmp_path, 0))
 
 
 def test_three_updates_that_are_not_finite_end_the_run_with_the_batch_saved(copy, capsys):

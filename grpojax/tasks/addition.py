@@ -56,11 +56,9 @@ def solved(a: int, b: int) -> Example:
     """The sum as an example, with its solution worked digit by digit."""
     units, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
     tens = a // 10 + b // 10 + carry
-    steps = f"units {a % 10}+{b % 10}={units}"
-    if carry:
-        steps += f" carry 1 tens {a // 10}+{b // 10}+1={tens}"
-    else:
-        steps += f" tens {a // 10}+{b // 10}={tens}"
+    steps = (
+        f"units {a % 10}+{b % 10}={units} carry {carry} tens {a // 10}+{b // 10}+{carry}={tens}"
+    )
     return Example(
         id=pair_id(a, b),
         prompt=f"{a}+{b}=",
