@@ -17,7 +17,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         article(),
         task="addition",
-        steps=125,
+        steps=300,
         model=ModelConfig(
             vocab_size=64,
             embed_dim=128,
@@ -28,11 +28,13 @@ def get_config() -> Config:
             head_dim=32,
         ),
         sampling=SamplingConfig(prompt_length=6, completion_length=32),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_updates=5),
-        evaluation=EvaluationConfig(every=25, examples=256),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4, schedule="linear", warmup_updates=5, adam_b2=0.99
+        ),
+        evaluation=EvaluationConfig(every=50, examples=256),
         sft=SFTConfig(
-            examples_per_step=128,
-            check_every=25,
+            examples_per_step=64,
+            check_every=50,
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_updates=10),
         ),
     )

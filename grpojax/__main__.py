@@ -81,7 +81,12 @@ def train(args: list[str]) -> int:
         print(dry_run(arguments.config, arguments.workdir))
         return 0
     change = arguments.allow_config_change
-    return train(arguments.config, arguments.workdir, allow_config_change=change)
+    code = train(arguments.config, arguments.workdir, allow_config_change=change)
+    if code == 0:
+        from grpojax.report import write_report
+
+        print(f"{write_report(arguments.workdir)}, and curves.png beside it")
+    return code
 
 
 def sft(args: list[str]) -> int:

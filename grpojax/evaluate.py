@@ -122,7 +122,7 @@ def evaluate_run(
     examples: int,
     step: int | None,
     say: Callable[[str], None] = print,
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Evaluates a checkpoint of a run (the newest, or `step`) on a split of its task.
 
     Raises:

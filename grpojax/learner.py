@@ -202,7 +202,7 @@ def make_update(
 
     def one_update(state: TrainState, minibatch: GroupBatch) -> tuple[TrainState, Any]:
         loss, sums, grads, peaks = gradients(state.params, minibatch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         update = state.update + 1

@@ -39,10 +39,12 @@ def batch_metrics(
     share of groups whose rewards are all equal: they teach nothing but count in the loss's divisor.
     """
     valid, lengths = judged.valid, mask.sum(-1)
-    groups = [rewards[v] for rewards, v in zip(judged.total, valid) if v.sum() >= 2]
+    # Rewards may be as large as float32 allows; a sum of two is not.
+    total = judged.total.astype(np.float64)
+    groups = [rewards[v] for rewards, v in zip(total, valid) if v.sum() >= 2]
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     metrics = {
-        "reward": mean(judged.total[valid]),
+        "reward": mean(total[valid]),
         "reward_std": mean([group.std(ddof=1) for group in groups]),
         "frac_reward_zero_std": mean([np.ptp(group) == 0 for group in groups]),
         "completions/mean_length": lengths.mean(),
@@ -52,8 +54,9 @@ def batch_metrics(
         "completions/invalid": (~valid).sum(),
     }
     for name, values in judged.by_name.items():
-        metrics[f"rewards/{name}/mean"] = mean(values[valid])
-        metrics[f"rewards/{name}/std"] = np.std(values[valid]) if valid.any() else np.nan
+        counted = values[valid].astype(np.float64)
+        metrics[f"rewards/{name}/mean"] = mean(counted)
+        metrics[f"rewards/{name}/std"] = counted.std() if counted.size else np.nan
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 
 from grpojax.checkpoint import close, open_checkpoints, restore, save
 from grpojax.config import Config
@@ -40,7 +39,7 @@ STOPPED = 75  # exit code: stopped by a signal with a checkpoint saved, run me a
 MOST_REFUSED = 3  # updates in a row that may be refused because they are not finite
 
 
-def make_step(run: Run, optimizer: optax.GradientTransformation, like: TrainState) -> Callable:
+def make_step(run: Run, optimizer, like: TrainState) -> Callable:
     """`one_step(state, step) -> (state, metrics, batch, groups)`: one batch of prompts."""
     config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
     batch_of = make_batches(
@@ -186,6 +185,9 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
             waited = laps.times
             if stop and not last:
                 return STOPPED
+        first, *_, last = [line for line in read_metrics(workdir) if "test/accuracy" in line]
+        greedy = [f"{x['test/accuracy']:.3f} ± {x['test/accuracy_se']:.3f}" for x in (first, last)]
+        console.say(f"{workdir}: test accuracy {greedy[0]} before, {greedy[1]} after, greedy")
     return 0
 
 

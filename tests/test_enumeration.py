@@ -31,9 +31,12 @@ REWARDS = np.array([0.3, 1.0, -0.5, 0.2, 0.7, -1.0, 0.4], np.float32)  # of each
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A policy whose seven completions all have a probability that samples show."""
-    policy = Policy(MODEL)
-    return policy, jax.tree.map(lambda x: 2 * x, meta.unbox(init_params(policy, jax.random.key(1))))
+    """A policy of random numbers whose seven completions all have a probability that shows."""
+    policy, rng = Policy(MODEL), np.random.default_rng(0)
+    shapes = meta.unbox(jax.eval_shape(lambda: init_params(policy, jax.random.key(0))))
+    return policy, jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), jnp.float32), shapes
+    )
 
 
 def prompts_of(rows):

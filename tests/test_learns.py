@@ -25,7 +25,7 @@ CONFIG = GRPOConfig(prompts_per_step=7, group_size=16, beta=0.0)
 POLICY = Policy(
     ModelConfig(
         vocab_size=VOCAB, embed_dim=16, ffw_dim=32, num_layers=1, num_heads=2, num_kv_heads=1,
-        head_dim=8,
+        head_dim=8, tied_embeddings=False,  # tied, the first policy would already repeat its prompt
     )
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def programs():
         (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )  # fmt: skip
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.03), STEPS)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01), STEPS)
     like = abstract_state(POLICY, optimizer, mesh, reference=False)
     sampler = make_sampler(
         POLICY, group_size=16, completion_length=LENGTH, stop_ids=(0,), pad_id=0, temperature=1.0
@@ -77,7 +77,7 @@ def test_a_random_policy_learns_to_say_the_token_that_its_prompt_asks_for(progra
 
 def test_with_the_sign_of_the_advantages_flipped_it_falls_below_where_it_started(programs):
     means, _ = train(programs, STEPS, share_of_wanted, sign=-1)
-    assert np.mean(means[-5:]) < np.mean(means[:2]) / 2
+    assert np.mean(means[-5:]) < np.mean(means[:2]) / 10
 
 
 @pytest.mark.parametrize("token", [0, 5])  # 0 ends the completion
@@ -94,7 +94,7 @@ def test_one_step_moves_probability_to_the_rewarded_token_and_back(programs, tok
     before = probability(programs[1].params)
     for sign in (1, -1):
         _, params = train(programs, 1, reward, sign)
-        assert sign * (probability(params) - before) > 0.004
+        assert sign * (probability(params) - before) > 0.05
 
 
 def test_every_step_runs_the_programs_that_the_first_one_compiled(programs):

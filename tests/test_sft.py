@@ -115,18 +115,19 @@ def test_loss_and_gradient_are_those_of_the_mean_negative_log_probability(tmp_pa
     stage = dataclasses.replace(STAGE, max_steps=1, until_accuracy=1.0)
     assert sft(dataclasses.replace(TASK, sft=stage), tmp_path) == 1  # not reached in one step
     policy, task = Policy(TASK.model), last_digits(None)
-    prompts, tokens, mask = make_demonstrations(
+    demonstrations = make_demonstrations(
         task.splits["train"],
         load_tokenizer("bytes"),
         examples_per_step=stage.examples_per_step,
         prompt_length=TASK.sampling.prompt_length,
         completion_length=TASK.sampling.completion_length,
         seed=TASK.seed,
-    )(0)
-    assert set(mask.sum(-1).flat) == {2, 3, 4}  # the digit, exclamation marks, EOS
+    )
+    prompts, tokens, mask = jax.tree.map(jnp.asarray, demonstrations(0))
+    assert set(mask.sum(-1).ravel().tolist()) == {2, 3, 4}  # the digit, exclamation marks, EOS
 
     def loss_of(params):
-        logps, _ = score(policy, params, prompts, jnp.asarray(tokens), 1.0)
+        logps, _ = score(policy, params, prompts, tokens, 1.0)
         return -jnp.where(mask, logps, 0.0).sum() / mask.sum()
 
     params = meta.unbox(init_params(policy, jax.random.key(TASK.seed)))
