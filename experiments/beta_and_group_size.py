@@ -23,7 +23,7 @@ BETAS = (0.0, 0.01, 0.1)
 GROUP_SIZES = (4, 8, 16)
 SEEDS = (0, 1, 2)
 COMPLETIONS = 128  # a step, whatever the group size
-STEPS = 40
+STEPS = 60
 
 
 def cells() -> list[Cell]:

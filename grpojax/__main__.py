@@ -114,6 +114,7 @@ def evaluate(args: list[str]) -> int:
         step=arguments.step,
     )
     width = max(map(len, metrics))
+    print(f"{arguments.run}, step {metrics.pop('step')}, {arguments.split} split")
     print("\n".join(f"{name:{width}}  {value:.4f}" for name, value in metrics.items()))
     return 0
 

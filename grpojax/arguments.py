@@ -45,7 +45,7 @@ class TrainArguments(SFTArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Accuracy, pass@k and majority vote of a run on held-out problems."""
+    """Accuracy and pass@k of a run on held-out problems, with standard errors."""
 
     run: tyro.conf.Positional[Path]  # run directory
     split: Literal["train", "validation", "test"] = "test"  # of the run's task

@@ -60,7 +60,7 @@ class Console:
         self.progress.stop()
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows the run after `step` batches: reward, accuracy, tokens a second, time left."""
+        """Shows the run after `step` batches: reward and accuracy (or loss), speed, time left."""
         first = not self.ends
         self.ends.append(monotonic())
         line = self.describe(step, metrics)
@@ -75,6 +75,8 @@ class Console:
         parts = []
         if "reward" in metrics:
             parts.append(f"reward {float(metrics['reward']):.3f}")
+        elif "loss" in metrics:  # the supervised stage; of GRPO the loss says nothing
+            parts.append(f"loss {float(metrics['loss']):.3f}")
         if "rewards/accuracy/mean" in metrics:
             parts.append(f"accuracy {float(metrics['rewards/accuracy/mean']):.3f}")
         if "num_tokens" in metrics and "step_time" in metrics:

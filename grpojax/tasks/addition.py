@@ -56,9 +56,7 @@ def solved(a: int, b: int) -> Example:
     """The sum as an example, with its solution worked digit by digit."""
     units, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
     tens = a // 10 + b // 10 + carry
-    steps = (
-        f"units {a % 10}+{b % 10}={units} carry {carry} tens {a // 10}+{b // 10}+{carry}={tens}"
-    )
+    steps = f"units {a % 10}+{b % 10}={units} carry {carry} tens {a // 10}+{b // 10}+{carry}={tens}"
     return Example(
         id=pair_id(a, b),
         prompt=f"{a}+{b}=",
