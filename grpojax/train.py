@@ -202,4 +202,5 @@ def describe(measured: dict[str, float]) -> str:
 def flat_arrays(batch: GroupBatch) -> dict[str, np.ndarray]:
     """The arrays of a batch by name, for study."""
     leaves, _ = jax.tree.flatten_with_path(batch)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    return jax.device_get(named)

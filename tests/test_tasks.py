@@ -12,7 +12,6 @@ import pytest
 from grpojax.config import DataConfig
 from grpojax.task import Example, Task
 from grpojax.tasks import TASKS, load_task
-from grpojax.tasks.few_shot_addition import open_sum
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +28,20 @@ def last_pair(prompt):
     return tuple(map(int, re.findall(r"\d+", prompt)[-2:]))
 
 
-@pytest.mark.parametrize("name", ["addition", "few_shot_addition"])
-def test_no_sum_is_in_two_splits_even_mirrored(name, request):
-    task = request.getfixturevalue(name.removesuffix("_addition"))
-    pairs = {k: {frozenset(last_pair(e.prompt)) for e in v} for k, v in task.splits.items()}
+def unordered(task):
+    return {k: {frozenset(last_pair(e.prompt)) for e in v} for k, v in task.splits.items()}
+
+
+def test_no_sum_is_in_two_splits_even_mirrored(addition):
+    pairs = unordered(addition)
     assert {k: len(v) for k, v in pairs.items()} == {"train": 3327, "validation": 256, "test": 512}
     assert len(pairs["train"] | pairs["validation"] | pairs["test"]) == 90 * 91 // 2
-    assert sum(map(len, task.splits.values())) == 90 * 90
+    assert sum(map(len, addition.splits.values())) == 90 * 90
+
+
+def test_few_shot_addition_has_the_splits_of_addition_without_the_sums_it_shows(addition, few_shot):
+    shown = {frozenset((12, 34)), frozenset((56, 17))}
+    assert unordered(few_shot) == {k: v - shown for k, v in unordered(addition).items()}
 
 
 def test_the_splits_never_change(addition):
@@ -53,7 +59,7 @@ def test_every_answer_is_the_sum_and_every_worked_solution_earns_every_reward(ad
     ("prompt", "completion"),
     [
         ("47+38=", "<think>units 7+8=15 carry 1 tens 4+3+1=8</think><answer>85</answer>"),
-        ("12+34=", "<think>units 2+4=6 tens 1+3=4</think><answer>46</answer>"),
+        ("12+34=", "<think>units 2+4=6 carry 0 tens 1+3+0=4</think><answer>46</answer>"),
         ("99+99=", "<think>units 9+9=18 carry 1 tens 9+9+1=19</think><answer>198</answer>"),
     ],
 )
@@ -68,24 +74,14 @@ def test_every_step_of_every_worked_solution_is_true(addition):
             assert sum(map(int, left.split("+"))) == int(right)
 
 
-def test_few_shot_prompts_show_two_solved_training_sums_other_than_the_question(few_shot):
-    train = {last_pair(e.prompt) for e in few_shot.splits["train"]}
+def test_few_shot_prompts_show_two_solved_sums_that_are_never_asked(few_shot):
     for example in (e for split in few_shot.splits.values() for e in split):
         *solved, question = example.prompt.split("\n")
         shown = [tuple(map(int, re.findall(r"\d+", line))) for line in solved]
-        assert len(shown) == 2 and all(a + b == c and (a, b) in train for a, b, c in shown)
+        assert len(shown) == 2 and all(a + b == c for a, b, c in shown)
         assert all({a, b} != set(last_pair(question)) for a, b, _ in shown)
         assert re.fullmatch(r"\d\d \+ \d\d =", question)
         assert few_shot.rewards["accuracy"](example, f" {example.answer}") == 1.0
-
-
-def test_few_shot_prompts_skip_the_question_wherever_it_stands_among_the_solved():
-    train = [(1, 2), (2, 1), (30, 40), (50, 60)]
-    for pair in train[:2]:
-        assert re.findall(r"(\d+) \+", open_sum(pair, train).prompt)[:2] != ["1", "2"]
-        assert open_sum(pair, train).prompt.count("= ") == 2
-        shown = set(re.findall(r"(\d+) \+ (\d+) = ", open_sum(pair, train).prompt))
-        assert shown == {("30", "40"), ("50", "60")}
 
 
 PROBLEMS = {

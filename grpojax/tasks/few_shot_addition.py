@@ -4,12 +4,12 @@ The prompt shows two solved sums and leaves a third open, so that the model's ha
 pattern is all that a right answer needs. The splits are those of `grpojax.tasks.addition`.
 """
 
-import hashlib
-
 from grpojax.config import DataConfig
 from grpojax.rewards.accuracy import first_integer
 from grpojax.task import Example, Task
-from grpojax.tasks.addition import Pair, pair_id, split_pairs
+from grpojax.tasks.addition import pair_id, split_pairs
+
+SHOWN = ((12, 34), (56, 17))  # the solved sums of every prompt; they are in no split
 
 
 def make(data: DataConfig) -> Task:
@@ -17,22 +17,16 @@ def make(data: DataConfig) -> Task:
 
     A completion should stop at a newline (`sampling.stop`). Reads no files.
     """
-    pairs = split_pairs()
+    solved = "".join(f"{a} + {b} = {a + b}\n" for a, b in SHOWN)
+    taken = {frozenset(pair) for pair in SHOWN}
     return Task(
         splits={
-            name: [open_sum(pair, pairs["train"]) for pair in members]
-            for name, members in pairs.items()
+            name: [
+                Example(id=pair_id(a, b), prompt=f"{solved}{a} + {b} =", answer=str(a + b))
+                for a, b in pairs
+                if frozenset((a, b)) not in taken
+            ]
+            for name, pairs in split_pairs().items()
         },
         rewards={"accuracy": first_integer},
     )
-
-
-def open_sum(pair: Pair, train: list[Pair]) -> Example:
-    """The sum as the last line of a prompt, below two solved sums of `train` that its id draws."""
-    a, b = pair
-    start = int.from_bytes(hashlib.sha256(str(pair_id(a, b)).encode()).digest()) % len(train)
-    # The sum itself and its mirror image may stand among the next four, at most once each.
-    following = (train[(start + i) % len(train)] for i in range(4))
-    first, second, *_ = (other for other in following if set(other) != {a, b})
-    shown = "".join(f"{c} + {d} = {c + d}\n" for c, d in (first, second))
-    return Example(id=pair_id(a, b), prompt=f"{shown}{a} + {b} =", answer=str(a + b))
