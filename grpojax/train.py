@@ -185,9 +185,9 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
             waited = laps.times
             if stop and not last:
                 return STOPPED
-        first, *_, last = [line for line in read_metrics(workdir) if "test/accuracy" in line]
-        greedy = [f"{x['test/accuracy']:.3f} ± {x['test/accuracy_se']:.3f}" for x in (first, last)]
-        console.say(f"{workdir}: test accuracy {greedy[0]} before, {greedy[1]} after, greedy")
+        tests = [line for line in read_metrics(workdir) if "test/accuracy" in line]
+        greedy = [f"{x['test/accuracy']:.3f} ± {x['test/accuracy_se']:.3f}" for x in tests]
+        console.say(f"{workdir}: greedy test accuracy {' before, '.join(greedy)} after")
     return 0
 
 

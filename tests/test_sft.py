@@ -146,7 +146,7 @@ def test_loss_and_gradient_are_those_of_the_mean_negative_log_probability(tmp_pa
     )
 
 
-def test_a_stage_that_failed_fails_again_without_training(reached, tmp_path):
+def test_a_stage_with_a_changed_config_is_refused(reached, tmp_path):
     workdir = shutil.copytree(reached, tmp_path / "copy")
     with pytest.raises(ValueError, match=r"sft.until_accuracy 0.9 -> 1.0;"):
         sft(config_of(until_accuracy=1.0), workdir)
