@@ -17,7 +17,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         article(),
         task="addition",
-        steps=300,
+        steps=250,
         model=ModelConfig(
             vocab_size=64,
             embed_dim=128,

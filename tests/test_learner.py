@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from grpojax.config import GRPOConfig, OptimizerConfig
 from grpojax.learner import (
     abstract_state,
     batch_loss,
+    fresh_state,
     init_state,
     make_optimizer,
     make_update,
@@ -111,17 +113,10 @@ def snapshot(tree):
     return jax.tree.map(np.array, tree)
 
 
-def assert_trees_equal(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
 def assert_same_update(actual, expected):
     """Metrics, and parameters after an update of the size of the gradient, up to rounding."""
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
-        (actual[0].params, actual[1]),
-        (expected[0].params, expected[1]),
-    )
+    actual, expected = ((state.params, metrics) for state, metrics in (actual, expected))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +163,7 @@ def test_what_stands_after_the_end_of_a_completion_never_matters(run, record, pl
         old_logps=spoil(batch.old_logps, 1e4),
         ref_logps=spoil(batch.ref_logps, np.nan),
     )
-    assert_trees_equal(run([dirty]), plain)
+    chex.assert_trees_all_equal(run([dirty]), plain)
 
 
 def test_on_policy_gradient_by_log_probability_is_minus_weights_times_advantages(
@@ -194,9 +189,7 @@ def test_on_policy_gradient_by_log_probability_is_minus_weights_times_advantages
     )
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     assert size > 0.01
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=1e-6 * size), gradient, expected
-    )
+    chex.assert_trees_all_close(gradient, expected, rtol=0, atol=1e-6 * size)
 
 
 def test_at_the_first_update_nothing_is_clipped_and_the_kl_is_zero(
@@ -223,11 +216,8 @@ def test_epochs_and_minibatches_are_updates_in_a_row_against_frozen_old_log_prob
     state, metrics = run([batch], epochs_per_batch=2, minibatches=2)
     one_by_one, _ = run([*halves, *halves])
     assert (state.step, state.update, one_by_one.step, one_by_one.update) == (1, 4, 4, 4)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5),
-        (state.params, state.opt_state),
-        (one_by_one.params, one_by_one.opt_state),
-    )
+    frozen = one_by_one.replace(step=state.step)
+    chex.assert_trees_all_close(state, frozen, rtol=0, atol=1e-5)
     assert metrics["clip_ratio/region_mean"] > 0
     np.testing.assert_array_equal(batch.old_logps, kept)
 
@@ -249,7 +239,7 @@ def test_each_reference_is_the_parameters_of_its_update(
     with use_mesh(mesh):
         for batch, expected in zip(batches, reference_of_update):
             seen.append(snapshot(state.params))
-            assert_trees_equal(snapshot(state.ref_params), seen[expected])
+            chex.assert_trees_all_equal(snapshot(state.ref_params), seen[expected])
             ref_logps = scorer(state.ref_params, batch.prompts, batch.completions.tokens)
             batch = batch.replace(old_logps=None, ref_logps=ref_logps)
             state, metrics = update(state, shard_batch(batch, mesh))
@@ -272,7 +262,7 @@ def test_an_update_that_is_not_finite_is_refused_and_the_next_good_one_is_taken(
             state, metrics = update(state, shard_batch(bad, mesh))
             assert metrics["updates_refused"] == 1
             expected = first.replace(step=np.int32(times), skipped=np.int32(times))
-            assert_trees_equal(jax.device_get(state), expected)
+            chex.assert_trees_all_equal(jax.device_get(state), expected)
         state, metrics = update(state, shard_batch(good, mesh))
     assert (metrics["updates_refused"], state.skipped, state.update, state.step) == (0, 0, 1, 3)
 
@@ -283,16 +273,20 @@ def test_a_batch_without_a_valid_completion_moves_nothing(run, record, start_par
     state, metrics = run([empty])
     assert metrics["loss"] == metrics["grad_norm"] == metrics["updates_refused"] == 0
     assert all(np.isfinite(value) for value in metrics.values())
-    assert_trees_equal(state.params, start_params)
+    chex.assert_trees_all_equal(state.params, start_params)
 
 
 def test_a_donated_state_is_given_up_whole_and_no_two_leaves_share_a_buffer(begin, record):
+    def shares_none(state):
+        held = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+        return len(set(held)) == len(held)
+
+    assert shares_none(fresh_state({"embed": jnp.ones(3)}, OPTIMIZER, reference=True))
     batch = record()
     mesh, state, update = begin()
     with use_mesh(mesh):
         for _ in range(2):
-            held = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
-            assert len(set(held)) == len(held)
+            assert shares_none(state)
             before = jax.tree.leaves(state)
             state, _ = update(state, shard_batch(batch, mesh))
             assert all(leaf.is_deleted() for leaf in before)
