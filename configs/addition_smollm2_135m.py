@@ -18,11 +18,11 @@ def get_config() -> Config:
         task="few_shot_addition",
         rewards={"accuracy": 1.0},
         init="models/smollm2-135m",
-        steps=150,
+        steps=200,
         model=dataclasses.replace(smollm2_135m(), remat=True),
         sampling=SamplingConfig(prompt_length=40, completion_length=4, stop=("\n", "\n\n")),
         grpo=GRPOConfig(prompts_per_step=8, group_size=16, beta=0.0),
-        optimizer=OptimizerConfig(learning_rate=2e-5, schedule="linear"),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
         evaluation=EvaluationConfig(every=50, examples=256, samples=1),
         checkpoint=CheckpointConfig(every=50, keep=1),
     )

@@ -112,7 +112,7 @@ def run_all(
     waiting = [i for i, cell in enumerate(cells) if state_of(cell, workdir, metrics) != "done"]
     failed = []
     # What a signal does is said by the cell's process, which gets it too.
-    with stop_requested(lambda notice: None) as requested:
+    with stop_requested("") as requested:
         for number, i in enumerate(waiting, start=1):
             if requested():
                 return STOPPED

@@ -1,13 +1,17 @@
 """Signals: SIGTERM and SIGINT ask a run to finish its step, save and end."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def stop_requested(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Inside the block: `requested()` is True once a signal came. A second one acts as usual."""
+def stop_requested(notice: str) -> Iterator[Callable[[], bool]]:
+    """Inside the block: `requested()` is True once a signal came. A second one acts as usual.
+
+    `notice` is written to stderr when the first comes.
+    """
     received: list[int] = []
     before = {}
 
@@ -15,7 +19,7 @@ def stop_requested(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         received.append(number)
         for name, handler in before.items():
             signal.signal(name, handler)
-        say(f"{signal.Signals(number).name}: finishing the step and saving; once more to break off")
+        os.write(2, notice.encode())  # `print` may be what the signal interrupted
 
     for name in (signal.SIGTERM, signal.SIGINT):
         before[name] = signal.signal(name, receive)

@@ -36,6 +36,7 @@ from grpojax.tokenizer import decode_groups
 from grpojax.types import GroupBatch, TrainState
 
 STOPPED = 75  # exit code: stopped by a signal with a checkpoint saved, run me again
+STOPPING = "signal received: finishing the step and saving; once more to break off\n"
 MOST_REFUSED = 3  # updates in a row that may be refused because they are not finite
 
 
@@ -137,7 +138,7 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
         log = config.logging
         writer = stack.enter_context(MetricsWriter(workdir, first, log.tensorboard))
         console = stack.enter_context(Console(config.steps, first, log.completions_every))
-        requested = stack.enter_context(stop_requested(console.say))
+        requested = stack.enter_context(stop_requested(STOPPING))
         before = read_metrics(workdir)
         num_tokens = max((line.get("num_tokens", 0) for line in before), default=0)
         failed = False

@@ -215,7 +215,7 @@ sys.exit(70 + len(count))
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with stop_requested(lambda notice: None) as requested:
+    with stop_requested("") as requested:
         assert wait_for([sys.executable, "-c", script, str(ready)], requested) == 71
     thread.join()
 

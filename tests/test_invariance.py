@@ -102,7 +102,7 @@ def drawn_bits(prompts, group, length):
 
 SURROUNDINGS = {
     "as given": lambda p: (p, {}),
-    "another order": lambda p: (rows_of(p, [2, 0, 3, 1]), {}),
+    "another order": lambda p: (rows_of(p, [1, 2, 0, 3]), {}),
     "alone": lambda p: (rows_of(p, [2]), {}),
     "twice the rows": lambda p: (
         jax.tree.map(lambda x: np.concatenate([x, x]), p).replace(ids=np.arange(40, 48)),
@@ -179,7 +179,7 @@ def assert_equal_bits(one, two):
 
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
 def test_permuted_prompts_have_the_same_completions_bit_for_bit(greedy, prompts):
-    order = [2, 0, 3, 1]
+    order = [1, 2, 0, 3]
     base = sample(prompts, greedy=greedy)
     assert 0 < base.mask.sum() < base.mask.size  # rows that end and rows that do not
     assert_equal_bits(rows_of(base, order), sample(rows_of(prompts, order), greedy=greedy))
