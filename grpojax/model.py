@@ -38,12 +38,18 @@ class Linear(nn.Module):
     fan_in: int
     dtype: jnp.dtype
     bias_axes: int = 0  # the bias spans that many of the kernel's last axes; 0: no bias
+    sum_dtype: jnp.dtype | None = None  # of the sums, if not `dtype`
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.normal(self.fan_in**-0.5)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        y = jnp.einsum(
+            self.equation,
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=self.sum_dtype,
+        )
         if self.bias_axes:
             zeros = nn.with_logical_partitioning(
                 nn.initializers.zeros, self.axes[-self.bias_axes :]
@@ -159,9 +165,13 @@ class Policy(nn.Module):
         self.final_norm = norm(c)
         if not c.tied_embeddings:
             self.head = Linear(
-                "bgsd,dv->bgsv", (c.embed_dim, c.vocab_size), ("embed", "vocab"), c.embed_dim,
+                "bgsd,dv->bgsv",
+                (c.embed_dim, c.vocab_size),
+                ("embed", "vocab"),
+                c.embed_dim,
                 jnp.dtype(c.compute_dtype),
-            )  # fmt: skip
+                sum_dtype=jnp.dtype(jnp.float32),
+            )
 
     def __call__(self, tokens: Int[Array, "B P"]) -> Float[Array, "B 1 V"]:
         """Logits of the token after each prompt; what `init` traces."""
@@ -204,7 +214,7 @@ class Policy(nn.Module):
     def logits(self, hidden: Float[Array, "B G S D"]) -> Float[Array, "B G S V"]:
         """Float32 logits of hidden states; reductions over them belong in float32 too."""
         if not self.config.tied_embeddings:
-            return self.head(hidden).astype(jnp.float32)
+            return self.head(hidden)
         dtype = jnp.dtype(self.config.compute_dtype)
         table = self.embed.embedding.astype(dtype)
         logits = jnp.einsum(

@@ -48,8 +48,14 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def check_mesh(mesh: Mesh, config: Config) -> None:
-    """Raises ValueError if an axis of the batch or of the model does not divide over the mesh."""
+    """Raises ValueError if the batch or the model does not fit the mesh."""
     model, grpo = config.model, config.grpo
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    require(
+        not (on_cpu and model.compute_dtype == "bfloat16"),
+        "compute_dtype=bfloat16 needs an accelerator (on a CPU, XLA has no bfloat16 product with "
+        "float32 sums); use float32",
+    )
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = grpo.minibatches * grpo.microbatches * shards
     what = "minibatches * microbatches * the mesh's data * fsdp"
