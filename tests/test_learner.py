@@ -278,15 +278,17 @@ def test_a_batch_without_a_valid_completion_moves_nothing(run, record, start_par
 
 def test_a_donated_state_is_given_up_whole_and_no_two_leaves_share_a_buffer(begin, record):
     def shares_none(state):
-        held = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+        shards = [x.data for leaf in jax.tree.leaves(state) for x in leaf.addressable_shards]
+        held = [shard.unsafe_buffer_pointer() for shard in shards]
         return len(set(held)) == len(held)
 
     assert shares_none(fresh_state({"embed": jnp.ones(3)}, OPTIMIZER, reference=True))
     batch = record()
-    mesh, state, update = begin()
+    mesh, state, update = begin((2, 2, 2))
     with use_mesh(mesh):
         for _ in range(2):
             assert shares_none(state)
             before = jax.tree.leaves(state)
             state, _ = update(state, shard_batch(batch, mesh))
             assert all(leaf.is_deleted() for leaf in before)
+    assert update._cache_size() == 1
