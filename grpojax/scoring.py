@@ -4,7 +4,6 @@ The prompt is read once per group, and [.., T, V] is never held: the head works 
 tokens at a time and is recomputed in the backward pass.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -64,7 +63,7 @@ def make_scorer(
     """The jitted `scorer(params, prompts, tokens) -> logps` for a reference or an old policy."""
 
     @jax.jit
-    def scorer(params, prompts, tokens):
+    def scorer(params: Params, prompts: Prompts, tokens: Int[Array, "B G T"]) -> Array:
         return score(policy, params, prompts, tokens, temperature)[0]
 
-    return functools.wraps(score)(scorer)
+    return scorer
