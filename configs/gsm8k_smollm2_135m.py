@@ -1,4 +1,11 @@
-"""SmolLM2-135M-Instruct on GSM8K."""
+"""SmolLM2-135M-Instruct on GSM8K: the path from published files to a checkpoint, not a score.
+
+    grpojax import smollm2-135m
+    grpojax train configs/gsm8k_smollm2_135m.py --data.dir DIR
+
+DIR holds train.jsonl and test.jsonl as published. Measured on 2 CPU cores: the second of the two
+steps, resumed after a SIGTERM in the first, with its evaluations took 99 s; no answer was right.
+"""
 
 import dataclasses
 

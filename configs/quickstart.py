@@ -1,4 +1,10 @@
-"""Quickstart: a policy from nothing learns two-digit addition with worked carries, on a CPU."""
+"""Quickstart: a policy from nothing learns two-digit addition with worked carries, on a CPU.
+
+    make quickstart
+
+runs the supervised stage and then GRPO. Measured on 2 CPU cores (2026-11-23): three seeds of three
+reached 0.90 or more greedy on 256 held-out sums; the README has the table.
+"""
 
 import dataclasses
 

@@ -118,6 +118,7 @@ def test_greedy_completions_are_the_same_after_any_step_and_sampled_ones_are_not
     assert texts[20:] != other_texts[20:]
 
 
+@pytest.mark.long
 def test_a_finished_run_evaluated_again_gives_the_numbers_it_recorded(tmp_path):
     evaluation = dataclasses.replace(TASK.evaluation, examples=20, samples=2)
     config = dataclasses.replace(TASK, evaluation=evaluation)

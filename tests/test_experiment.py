@@ -1,7 +1,6 @@
 """Experiments: cells run once, in order, whatever interrupts or fails; intervals done by hand."""
 
 import dataclasses
-import importlib
 import importlib.machinery
 import json
 import math
@@ -270,6 +269,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_cells_of_a_seed_start_from_one_supervised_stage(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(SMALL)
     cache = {
