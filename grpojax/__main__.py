@@ -19,11 +19,11 @@ from grpojax.arguments import (
     SFTArguments,
     TrainArguments,
     make_importable,
-    nearest,
     parse,
     parse_with_config,
 )
 from grpojax.checks import require
+from grpojax.names import nearest
 
 
 def main(argv: list[str] | None = None) -> int:

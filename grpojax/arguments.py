@@ -4,7 +4,6 @@ tyro explains a wrong flag in a box of several lines; here it becomes one ValueE
 """
 
 import contextlib
-import difflib
 import functools
 import io
 import os
@@ -12,7 +11,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from grpojax.checks import require, require_positive
 from grpojax.config import Config, EvaluationConfig, SamplingConfig
+from grpojax.names import nearest
 
 OnOff = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -213,12 +213,6 @@ def one_line(box: str) -> str:
     for jargon, plain in PLAIN.items():
         said = re.sub(jargon, plain, said)
     return said
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean ...?` with the one of `known` that is most like `name`, or nothing."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 HELP = {"-h", "--help"}

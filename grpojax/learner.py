@@ -151,7 +151,7 @@ def batch_loss(
     losses, logged = jax.vmap(group)(
         logps, batch.old_logps, batch.ref_logps, batch.advantages, sampled.mask
     )
-    counted = batch.weights > 0
+    counted = batch.weights != 0  # not `>`, by which a NaN would go unseen
     difference = jnp.where(counted, jnp.abs(logps - sampled.logps), 0.0)
     logged |= {"entropy": entropy, "sampling/sampling_logp_difference/mean": difference}
     sums = {name: jnp.where(counted, x, 0.0).sum() for name, x in logged.items()}

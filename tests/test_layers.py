@@ -13,15 +13,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "grpojax"
 
 LEVELS = [
-    {"types", "config", "checks", "task", "signals"},
+    {"types", "config", "checks", "names", "task", "signals"},
     {"attention", "grpo", "sharding", "tokenizer", "rewards", "metrics", "console", "checkpoint"}
     | {"presets", "comparison"},
-    {"model", "lora", "tasks", "summary"},
+    {"model", "tasks", "summary"},
     {"sampling", "scoring", "pretrained", "data"},
     {"learner", "run"},
     {"evaluate", "arithmetic", "sample"},
     {"train", "sft"},
-    {"experiment", "plan", "report", "curves"},
+    {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
 ]
 # Files of one noun, split for length, see each other; so do the files of a folder.
@@ -33,10 +33,8 @@ WALLS = {
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer"},
     "sentencepiece": {"tokenizer"},
-    "jinja2": {"tokenizer"},
     "safetensors": {"pretrained"},
     "gguf": {"pretrained"},
-    "huggingface_hub": {"pretrained"},
     "tensorflow_datasets": {"data", "tasks"},
     "grain": {"data", "tasks"},
     "rich": {"metrics", "console"},

@@ -4,17 +4,15 @@ A completion that a reward cannot judge becomes invalid; it never turns into a z
 an opinion about it. Imports no jax.
 """
 
-import difflib
-import importlib
 import math
 import numbers
-import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from grpojax.names import find_function
 from grpojax.task import Example, Reward, Task
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -81,9 +79,7 @@ def judge(name: str, reward: Reward, example: Example, text: str) -> float:
     """
     try:
         value = reward(example, text)
-    except (
-        Exception
-    ) as error:  # a reward is the user's code: whatever it raises concerns one completion
+    except Exception as error:  # a user's code: whatever it raises concerns one completion
         raise RewardFailed(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     return one_number(f"reward {name!r}", value)
 
@@ -125,41 +121,3 @@ def choose_rewards(names: Iterable[str], task: Task) -> dict[str, Reward]:
             )
         chosen[metric] = reward
     return chosen
-
-
-def find_function(kind: str, name: str, ours: dict[str, Callable]) -> Callable:
-    """The function that a config calls `name`: one of `ours`, or "module:function", imported.
-
-    Raises:
-      ValueError: there is no such name, module or function; the message offers the nearest name.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        if name in ours:
-            return ours[name]
-        rule = f"{kind} must be one of {', '.join(ours)}, or module:function, got {name!r}"
-        raise ValueError(rule + nearest(name, ours))
-    try:
-        module = importlib.import_module(module_name)
-    except (
-        ImportError,
-        ValueError,
-        TypeError,
-    ) as error:  # an empty or a relative name: the last two
-        installed = (found.name for found in pkgutil.iter_modules())
-        rule = f"{kind} {name!r} must name a module that can be imported, got {error}"
-        raise ValueError(rule + nearest(module_name, installed)) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = (known for known, value in vars(module).items() if callable(value))
-        rule = (
-            f"{kind} {name!r} must name a function of {module_name}, which has no {function_name!r}"
-        )
-        raise ValueError(rule + nearest(function_name, functions))
-    return function
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line that offers the known name nearest to `name`, if one is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -3,7 +3,7 @@
 import itertools
 
 from grpojax.config import DataConfig
-from grpojax.rewards import find_function
+from grpojax.names import find_function
 from grpojax.task import Task
 from grpojax.tasks import addition, few_shot_addition, gsm8k
 
