@@ -6,25 +6,15 @@ whatever G is. Keys lie as [K, H, length] and values as [K, length, H]: the orde
 reads them without a transposed copy.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from grpojax.types import KV
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers and no NaN
-
-
-def rotate(x: Float[Array, "B G S heads H"], positions: Int[Array, "B G S"], base: float) -> Array:
-    """Rotary position embedding (RoFormer, 2104.09864), with the two halves of a head as the
-    pairs."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def attend_one(
@@ -32,22 +22,23 @@ def attend_one(
     own: KV,
     own_mask: Bool[Array, "S T"],
     prefix: KV | None,
-    prefix_mask: Bool[Array, "P"] | None,
+    prefix_mask: Bool[Array, "#S P"] | None,
+    scale: float,
+    softcap: float,
 ) -> Float[Array, "S K R H"]:
     """Attention of one completion's S queries: one softmax over the prompt's keys and its own.
 
     The N = K * R query heads are grouped by the key head they share. Logits and weights are
-    float32.
+    float32, multiplied by `scale`, then bounded by `softcap` (0: not).
     """
-    scale = queries.shape[-1] ** -0.5
 
     def score(kv: KV, mask: Array) -> Array:
         logits = jnp.einsum("skrh,kht->krst", queries, kv.keys, preferred_element_type=jnp.float32)
-        return jnp.where(mask, logits * scale, MASKED)
+        return jnp.where(mask, soften(logits * scale, softcap), MASKED)
 
     parts = [(score(own, own_mask), own.values)]
     if prefix is not None:
-        parts.append((score(prefix, prefix_mask[None, :]), prefix.values))
+        parts.append((score(prefix, prefix_mask), prefix.values))
     peak = parts[0][0].max(-1, keepdims=True)
     for logits, _ in parts[1:]:
         peak = jnp.maximum(peak, logits.max(-1, keepdims=True))
@@ -71,11 +62,20 @@ def attend(
     own: KV,
     own_mask: Bool[Array, "B S T"],
     prefix: KV | None = None,
-    prefix_mask: Bool[Array, "B P"] | None = None,
+    prefix_mask: Bool[Array, "B #S P"] | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
 ) -> Float[Array, "B G S N H"]:
     """Attention of B groups of G completions; `own` has axes B, G in front, `prefix` only B."""
     heads = own.keys.shape[-3]
     grouped = queries.reshape(*queries.shape[:3], heads, -1, queries.shape[-1])  # N -> K, R
-    one_group = jax.vmap(attend_one, in_axes=(0, 0, None, None, None))
+    one = functools.partial(attend_one, scale=scale, softcap=softcap)
+    one_group = jax.vmap(one, in_axes=(0, 0, None, None, None))
     mixed = jax.vmap(one_group)(grouped, own, own_mask, prefix, prefix_mask)
     return mixed.reshape(queries.shape)
+
+
+def soften(logits: Float[Array, "*s"], cap: float) -> Float[Array, "*s"]:
+    """c tanh(logits / c): within ±`cap`, whose 0 means no bound (Gemma 2, 2408.00118)."""
+    return cap * jnp.tanh(logits / cap) if cap else logits

@@ -11,42 +11,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from grpojax.architecture import ModelConfig
 from grpojax.checks import require, require_fields, require_multiple, require_positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of the policy: a pre-norm decoder with RMSNorm, rotary positions, GQA and SwiGLU."""
-
-    vocab_size: int = 64  # V, rows of the embedding; at least the tokenizer's
-    embed_dim: int = 128  # D, width
-    ffw_dim: int = 384  # F, width of the feed-forward
-    num_layers: int = 4  # blocks
-    num_heads: int = 4  # N, query heads
-    num_kv_heads: int = 2  # K, key and value heads, each shared by N / K query heads
-    head_dim: int = 32  # H, size of a head
-    max_length: int = 2048  # longest prompt plus completion, in tokens
-    rope_base: float = 10_000.0  # base of the rotary frequencies
-    norm_epsilon: float = 1e-6  # added to the mean square inside RMSNorm
-    tied_embeddings: bool = True  # the output head is the embedding, transposed
-    qkv_bias: bool = False  # biases on the query, key and value projections
-    # of matrix products; parameters, log-probabilities and losses are float32
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
-
-    def __post_init__(self):
-        require_fields(self)
-        require_positive(self, "vocab_size", "embed_dim", "ffw_dim", "num_layers", "num_heads")
-        require_positive(
-            self, "num_kv_heads", "head_dim", "max_length", "rope_base", "norm_epsilon"
-        )
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}",
-        )
-        require(
-            self.head_dim % 2 == 0, f"head_dim must be even (rotary pairs), got {self.head_dim}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

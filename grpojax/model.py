@@ -11,51 +11,44 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from grpojax.attention import attend, rotate
-from grpojax.config import ModelConfig
+from grpojax.architecture import ModelConfig
+from grpojax.attention import attend, soften
+from grpojax.layers import FeedForward, Linear, Norm
+from grpojax.rotary import frequencies, rotate
 from grpojax.types import KV, Params, Prefix
 
 
 @struct.dataclass
-class Context:
-    """What every layer sees alike."""
+class Kind:
+    """In what layers differ."""
 
-    positions: Int[Array, "B G S"]  # of the tokens in their own sequence, padding not counted
+    frequencies: Float[Array, "*L half"]  # of the rotary positions
+    window: Int[Array, "*L"]  # tokens that a query sees back, itself included
+
+
+@struct.dataclass
+class Context:
+    """What every layer sees alike. A distance is from a key forward to a query, in tokens."""
+
+    positions: Int[Array, "B 1 S"]  # of the tokens in their own sequence, padding not counted
     own_mask: Bool[Array, "B S T"]  # own tokens that a query may see
-    prefix_mask: Bool[Array, "B P"] | None  # prompt tokens that exist
+    own_distance: Int[Array, "S T"]
+    prefix_mask: Bool[Array, "B 1 P"] | None  # prompt tokens that exist
+    prefix_distance: Int[Array, "B S P"] | None
     column: Int[Array, ""] | None  # where in the cache the new tokens go
 
-
-class Linear(nn.Module):
-    """Product with one kernel over the axes that `equation` contracts, and an optional bias."""
-
-    equation: str
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]  # logical names of the kernel's axes
-    fan_in: int
-    dtype: jnp.dtype
-    bias_axes: int = 0  # the bias spans that many of the kernel's last axes; 0: no bias
-    sum_dtype: jnp.dtype | None = None  # of the sums, if not `dtype`
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        init = nn.initializers.normal(self.fan_in**-0.5)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = jnp.einsum(
-            self.equation,
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=self.sum_dtype,
-        )
-        if self.bias_axes:
-            zeros = nn.with_logical_partitioning(
-                nn.initializers.zeros, self.axes[-self.bias_axes :]
-            )
-            y += self.param("bias", zeros, self.shape[-self.bias_axes :]).astype(self.dtype)
-        return y
+    def visible(self, window: Int[Array, ""] | None) -> tuple[Array, Array | None]:
+        """The masks of own tokens and of the prompt, in a layer with this window."""
+        if window is None:
+            return self.own_mask, self.prefix_mask
+        own = self.own_mask & (self.own_distance < window)
+        if self.prefix_mask is None:
+            return own, None
+        return own, self.prefix_mask & (self.prefix_distance < window)
 
 
 class Attention(nn.Module):
@@ -64,21 +57,24 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, prefix: KV | None, cache: KV | None, context: Context):
+    def __call__(self, x: Array, kv: tuple[KV | None, KV | None], kind: Kind, context: Context):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        prefix, cache = kv
         project = functools.partial(
             Linear, "bgsd,dnh->bgsnh", fan_in=c.embed_dim, dtype=dtype, bias_axes=2 * c.qkv_bias
         )
-        kv_shape, kv_axes = (
-            (c.embed_dim, c.num_kv_heads, c.head_dim),
-            ("embed", "kv_heads", "head_dim"),
-        )
         q_shape = (c.embed_dim, c.num_heads, c.head_dim)
+        kv_shape = (c.embed_dim, c.num_kv_heads, c.head_dim)
+        kv_axes = ("embed", "kv_heads", "head_dim")
         queries = project(shape=q_shape, axes=("embed", "heads", "head_dim"), name="query")(x)
         keys = project(shape=kv_shape, axes=kv_axes, name="key")(x)
         values = project(shape=kv_shape, axes=kv_axes, name="value")(x)
-        queries = rotate(queries, context.positions, c.rope_base)
-        keys = rotate(keys, context.positions, c.rope_base)
+        if c.qk_norm != "none":
+            axes = 1 if c.qk_norm == "head" else 2
+            queries = Norm(c, axes, name="query_norm")(queries).astype(dtype)
+            keys = Norm(c, axes, name="key_norm")(keys).astype(dtype)
+        queries = rotate(queries, context.positions, kind.frequencies)
+        keys = rotate(keys, context.positions, kind.frequencies)
         own = KV(jnp.moveaxis(keys, 2, -1), jnp.moveaxis(values, 2, -2))
         if cache is not None:
             at = context.column
@@ -86,7 +82,16 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(cache.keys, own.keys, at, axis=-1),
                 jax.lax.dynamic_update_slice_in_dim(cache.values, own.values, at, axis=-2),
             )
-        mixed = attend(queries, own, context.own_mask, prefix, context.prefix_mask)
+        own_mask, prefix_mask = context.visible(kind.window if c.sliding_window else None)
+        mixed = attend(
+            queries,
+            own,
+            own_mask,
+            prefix,
+            prefix_mask,
+            scale=(c.query_scale or c.head_dim) ** -0.5,
+            softcap=c.attention_softcap,
+        )
         out_shape, out_axes = q_shape[1:] + q_shape[:1], ("heads", "head_dim", "embed")
         out = Linear(
             "bgsnh,nhd->bgsd", out_shape, out_axes, c.num_heads * c.head_dim, dtype, name="out"
@@ -94,48 +99,27 @@ class Attention(nn.Module):
         return out(mixed), own
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (2002.05202): down(silu(gate(x)) * up(x))."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        widen = functools.partial(
-            Linear, "bgsd,df->bgsf", (c.embed_dim, c.ffw_dim), ("embed", "ffw"), c.embed_dim, dtype
-        )
-        hidden = nn.silu(widen(name="gate")(x)) * widen(name="up")(x)
-        narrow = Linear(
-            "bgsf,fd->bgsd", (c.ffw_dim, c.embed_dim), ("ffw", "embed"), c.ffw_dim, dtype,
-            name="down",
-        )  # fmt: skip
-        return narrow(hidden)
-
-
-def norm(config: ModelConfig, name: str | None = None) -> nn.RMSNorm:
-    """RMSNorm (1910.07467), in float32 whatever it is given."""
-    scale = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-    return nn.RMSNorm(config.norm_epsilon, dtype=jnp.float32, scale_init=scale, name=name)
-
-
 class Block(nn.Module):
-    """Pre-norm block. Returns x and, where somebody needs it, what it stores: None while
-    training."""
+    """Attention and feed-forward, each added to x, with norms where the family has them.
+
+    Returns x and, where somebody needs it, what it stores: None while training.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, kv: tuple[KV | None, KV | None], context: Context):
-        prefix, cache = kv
+    def __call__(self, x: Array, kv: tuple[KV | None, KV | None], kind: Kind, context: Context):
+        c = self.config
+        before, after = c.norm_placement != "after", c.norm_placement != "before"
         x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        mixed, own = Attention(self.config, name="attention")(
-            norm(self.config, "attention_norm")(x), prefix, cache, context
-        )
-        x = x + mixed.astype(x.dtype)
-        wide = FeedForward(self.config, name="ffw")(norm(self.config, "ffw_norm")(x))
-        stored = own if prefix is None or cache is not None else None
-        return x + wide.astype(x.dtype), stored
+        y = Norm(c, name="attention_norm")(x) if before else x
+        y, own = Attention(c, name="attention")(y, kv, kind, context)
+        x += (Norm(c, name="attention_post_norm")(y) if after else y).astype(x.dtype)
+        y = Norm(c, name="ffw_norm")(x) if before else x
+        y = FeedForward(c, name="ffw")(y)
+        x += (Norm(c, name="ffw_post_norm")(y) if after else y).astype(x.dtype)
+        prefix, cache = kv
+        return x, own if prefix is None or cache is not None else None
 
 
 class Policy(nn.Module):
@@ -158,11 +142,11 @@ class Policy(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast),
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c)
-        self.final_norm = norm(c)
+        self.final_norm = Norm(c)
         if not c.tied_embeddings:
             self.head = Linear(
                 "bgsd,dv->bgsv",
@@ -183,9 +167,9 @@ class Policy(nn.Module):
     ) -> tuple[Float[Array, "B D"], Prefix]:
         """Reads left-padded prompts once: the hidden state that predicts completion token 0, and
         the prefix."""
-        positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-        context = Context(positions[:, None], causal & mask[:, None, :], None, None)
+        distance = distances(jnp.arange(tokens.shape[1]), jnp.arange(tokens.shape[1]))
+        visible = (distance >= 0) & mask[:, None, :]
+        context = Context(positions_of(mask)[:, None], visible, distance, None, None, None)
         hidden, kv = self._run(tokens[:, None], None, None, context)
         alone = jax.tree.map(lambda a: jnp.squeeze(a, -4), kv)  # a group of one -> no group
         return hidden[:, 0, -1], Prefix(alone, mask, mask.sum(-1, dtype=jnp.int32))
@@ -205,36 +189,57 @@ class Policy(nn.Module):
         """
         batch, _, size = tokens.shape
         own = jnp.arange(size) + (0 if column is None else column)
-        seen = jnp.arange(size if cache is None else cache[0].keys.shape[-1])
-        own_mask = jnp.broadcast_to(seen <= own[:, None], (batch, size, seen.size))
-        positions = jnp.broadcast_to(prefix.length[:, None, None] + own, tokens.shape)
-        context = Context(positions, own_mask, prefix.mask, column)
+        distance = distances(own, jnp.arange(size if cache is None else cache[0].keys.shape[-1]))
+        positions = prefix.length[:, None] + own
+        context = Context(
+            positions=positions[:, None],
+            own_mask=jnp.broadcast_to(distance >= 0, (batch, *distance.shape)),
+            own_distance=distance,
+            prefix_mask=prefix.mask[:, None],
+            prefix_distance=jax.vmap(distances)(positions, positions_of(prefix.mask)),
+            column=column,
+        )
         return self._run(tokens, prefix.kv, cache, context)
 
     def logits(self, hidden: Float[Array, "B G S D"]) -> Float[Array, "B G S V"]:
         """Float32 logits of hidden states; reductions over them belong in float32 too."""
-        if not self.config.tied_embeddings:
-            return self.head(hidden)
-        dtype = jnp.dtype(self.config.compute_dtype)
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        if not c.tied_embeddings:
+            return soften(self.head(hidden), c.logit_softcap)
         table = self.embed.embedding.astype(dtype)
         logits = jnp.einsum(
             "bgsd,vd->bgsv", hidden.astype(dtype), table, preferred_element_type=jnp.float32
         )
-        return nn.with_logical_constraint(logits, ("batch", None, None, "vocab"))
+        logits = nn.with_logical_constraint(logits, ("batch", None, None, "vocab"))
+        return soften(logits, c.logit_softcap)
 
     def _run(self, tokens: Int[Array, "B G S"], prefix, cache, context: Context):
-        x = self.embed(tokens).astype(jnp.dtype(self.config.compute_dtype))
-        if self.unrolled:
-            prefixes = prefix or (None,) * len(self.layers)
-            caches = cache or (None,) * len(self.layers)
-            stored = []
-            for layer, *kv in zip(self.layers, prefixes, caches):
-                x, own = layer(x, tuple(kv), context)
-                stored.append(own)
-            stored = tuple(stored)
-        else:
-            x, stored = self.layers(x, (prefix, cache), context)
-        return self.final_norm(x), stored
+        c = self.config
+        x = self.embed(tokens).astype(jnp.dtype(c.compute_dtype))
+        if c.scaled_embeddings:
+            x *= jnp.asarray(c.embed_dim**0.5, x.dtype)
+        window = np.full(c.num_layers, np.iinfo(np.int32).max, np.int32)
+        window[list(c.local_layers)] = c.sliding_window
+        kinds = Kind(jnp.asarray(frequencies(c)), jnp.asarray(window))
+        if not self.unrolled:
+            x, stored = self.layers(x, (prefix, cache), kinds, context)
+            return self.final_norm(x), stored
+        prefixes, caches = (kv or (None,) * c.num_layers for kv in (prefix, cache))
+        stored = []
+        for i, (layer, *kv) in enumerate(zip(self.layers, prefixes, caches)):
+            x, own = layer(x, tuple(kv), jax.tree.map(lambda a, i=i: a[i], kinds), context)
+            stored.append(own)
+        return self.final_norm(x), tuple(stored)
+
+
+def distances(queries: Int[Array, "S"], keys: Int[Array, "T"]) -> Int[Array, "S T"]:
+    """How far each query's position is past each key's; below 0 where the key comes later."""
+    return queries[:, None] - keys
+
+
+def positions_of(mask: Bool[Array, "B P"]) -> Int[Array, "B P"]:
+    """Positions of left-padded tokens in their own sequence."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
 def init_params(policy: Policy, key: Key[Array, ""]) -> Params:

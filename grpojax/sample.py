@@ -62,7 +62,7 @@ def sample_text(
         if run:
             params, _ = restore_params(source / "checkpoints", like, say)
         else:
-            params = jax.device_put(load_params(source, model), shardings_of(like))
+            params = load_params(source, model, like)
         sampler = make_sampler(
             policy,
             group_size=samples,

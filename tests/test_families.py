@@ -1,0 +1,72 @@
+"""Every family against transformers: the tiny checkpoints of goldens/, by tools/make_goldens.py."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpojax.config import MeshConfig
+from grpojax.families import FAMILIES
+from grpojax.learner import abstract_params
+from grpojax.model import Policy
+from grpojax.pretrained import load_params, read_model_config
+from grpojax.sampling import make_sampler, stream_key
+from grpojax.sharding import make_mesh
+from grpojax.types import Prompts
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(params=FAMILIES)
+def golden(request):
+    """Policy, parameters and what transformers makes of them."""
+    folder = GOLDENS / request.param
+    policy = Policy(read_model_config(folder))
+    like = abstract_params(policy, make_mesh(MeshConfig()))
+    return policy, load_params(folder, policy.config, like), dict(np.load(folder / "golden.npz"))
+
+
+def shared_logits(policy, params, tokens, mask, split, group=2):
+    """Logits [B, G, S + 1, V] after the last of `split` prompt tokens and each later one."""
+    variables = {"params": params}
+    last, prefix = policy.apply(variables, tokens[:, :split], mask[:, :split], method="prefill")
+    rest = jnp.repeat(tokens[:, None, split:], group, axis=1)
+    hidden, _ = policy.apply(variables, rest, prefix, method="extend")
+    first = jnp.broadcast_to(last[:, None, None], (*rest.shape[:2], 1, last.shape[-1]))
+    return policy.apply(variables, jnp.concatenate([first, hidden], 2), method="logits")
+
+
+@pytest.mark.parametrize("split", [1, 16, 23])
+def test_logits_equal_those_of_transformers_wherever_the_prompt_ends(golden, split):
+    """Prompts of mixed lengths, most longer than the sliding window, which crosses their end."""
+    policy, params, wanted = golden
+    rows = wanted["mask"][:, :split].any(1)
+    tokens, mask, expected = (wanted[name][rows] for name in ("tokens", "mask", "logits"))
+    found = jax.jit(shared_logits, static_argnums=(0, 4))(policy, params, tokens, mask, split)
+    expected = expected[:, None, split - 1 :]
+    bound = 2e-5 * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=0, atol=bound)
+
+
+def test_greedy_continuations_equal_those_of_transformers_but_for_near_ties(golden):
+    policy, params, wanted = golden
+    continued, gaps = wanted["continued"], wanted["gaps"]
+    sampler = make_sampler(
+        policy,
+        group_size=1,
+        completion_length=continued.shape[1],
+        stop_ids=(policy.config.vocab_size,),
+        pad_id=0,
+        greedy=True,
+    )
+    prompts = Prompts(wanted["tokens"].astype(np.int32), wanted["mask"], np.arange(3))
+    found = np.asarray(sampler(params, prompts, stream_key(0, "evaluate", 0)).tokens)[:, 0]
+    ties = 0
+    for ours, theirs, gap in zip(found, continued, gaps):
+        apart = np.flatnonzero(ours != theirs)
+        if apart.size:  # after the first difference the rows go separate ways
+            assert gap[apart[0]] < 1e-4
+            ties += 1
+    assert ties <= 1
