@@ -136,7 +136,7 @@ def sample(args: list[str]) -> int:
 
 def import_pretrained(args: list[str]) -> int:
     arguments = parse(ImportArguments, "import", args)
-    from grpojax.pretrained import import_model
+    from grpojax.hub import import_model
 
     print(import_model(arguments.name, arguments.out or Path("models") / arguments.name))
     return 0

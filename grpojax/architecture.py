@@ -8,6 +8,8 @@ from typing import Literal
 
 from grpojax.checks import require, require_fields, require_positive
 
+LINEAR = ("query", "key", "value", "out", "gate", "up", "down")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -55,6 +57,9 @@ class ModelConfig:
     num_experts: int = 0  # E: the feed-forward is a mixture of so many (Qwen3-MoE)
     experts_per_token: int = 0  # experts that a token is routed to
     normalize_router: bool = True  # weights of a token's experts sum to 1
+    lora_rank: int = 0  # r: train adapters of this rank instead of the parameters (LoRA)
+    lora_alpha: float = 32.0  # adapters are multiplied by alpha / r
+    lora_targets: tuple[str, ...] = LINEAR  # maps that get an adapter
     # of matrix products; parameters, log-probabilities and losses are float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
@@ -67,7 +72,13 @@ class ModelConfig:
         )
         require_positive(self, "rope_factor", "rope_low_factor", "rope_original_length")
         zero_is_absent = ("query_scale", "attention_softcap", "logit_softcap", "sliding_window")
-        for name in (*zero_is_absent, "local_rope_base", "num_experts", "experts_per_token"):
+        for name in (
+            *zero_is_absent,
+            "local_rope_base",
+            "num_experts",
+            "experts_per_token",
+            "lora_rank",
+        ):
             value = getattr(self, name)
             require(value >= 0, f"{name} must be 0 (absent) or more, got {value}")
         require(
@@ -99,3 +110,13 @@ class ModelConfig:
             f"experts_per_token must be from 1 to num_experts={self.num_experts} (both 0: no "
             f"mixture), got {self.experts_per_token}",
         )
+        require(
+            set(self.lora_targets) <= set(LINEAR) and bool(self.lora_targets),
+            f"lora_targets must be some of {', '.join(LINEAR)}, got {self.lora_targets}",
+        )
+        require(self.lora_alpha > 0, f"lora_alpha must be above 0, got {self.lora_alpha}")
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of an adapter is multiplied by."""
+        return self.lora_alpha / self.lora_rank

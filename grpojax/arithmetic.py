@@ -7,7 +7,7 @@ import jax
 
 from grpojax.config import Config
 from grpojax.data import make_batches
-from grpojax.learner import abstract_params
+from grpojax.model import abstract_params
 from grpojax.run import open_run
 
 

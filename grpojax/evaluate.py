@@ -12,12 +12,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.data import make_prompts, rows_of
-from grpojax.learner import abstract_params
 from grpojax.rewards import compute_rewards
-from grpojax.run import Run, reopen_run
+from grpojax.run import Run, reopen_run, trained_params
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.sharding import shard_batch, use_mesh
 from grpojax.tokenizer import decode_groups
@@ -133,7 +131,6 @@ def evaluate_run(
     require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
     with use_mesh(run.mesh):
         evaluate = make_evaluator(run, examples=examples, samples=samples, k=k)
-        like = abstract_params(run.policy, run.mesh)
         which = "newest" if step is None else step
-        params, at = restore_params(workdir / "checkpoints", like, say, which)
+        params, at = trained_params(workdir, run.mesh, say, which)
         return {"step": at, **evaluate(params, at, split)}

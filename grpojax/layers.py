@@ -1,6 +1,7 @@
 """Layers: what the blocks of the policy are made of, with the logical names of their parameters."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -13,31 +14,42 @@ ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=T
 
 
 class Linear(nn.Module):
-    """Product with one kernel over the axes that `equation` contracts, and an optional bias."""
+    """Product with one kernel, whose first axes `equation` contracts, plus an adapter if targeted.
 
+    An adapter (LoRA, 2106.09685) adds (x a) b * alpha / rank: two thin products, and b starts at 0.
+    """
+
+    config: ModelConfig
     equation: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]  # logical names of the kernel's axes
-    fan_in: int
-    dtype: jnp.dtype
-    bias_axes: int = 0  # the bias spans that many of the kernel's last axes; 0: no bias
-    sum_dtype: jnp.dtype | None = None  # of the sums, if not `dtype`
+    bias: bool = False
+    sum_dtype: jnp.dtype | None = None  # of the sums, if not the compute dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.normal(self.fan_in**-0.5)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = jnp.einsum(
-            self.equation,
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=self.sum_dtype,
-        )
-        if self.bias_axes:
-            zeros = nn.with_logical_partitioning(
-                nn.initializers.zeros, self.axes[-self.bias_axes :]
-            )
-            y += self.param("bias", zeros, self.shape[-self.bias_axes :]).astype(self.dtype)
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        operands, result = self.equation.split("->")
+        source, kernel = operands.split(",")
+        inputs = sum(letter in source for letter in kernel)
+        narrow = nn.initializers.normal(math.prod(self.shape[:inputs]) ** -0.5)
+        zeros = nn.initializers.zeros
+
+        def leaf(name: str, init: nn.initializers.Initializer, shape, axes) -> Array:
+            boxed = nn.with_logical_partitioning(init, axes)
+            return self.param(name, boxed, shape).astype(dtype)
+
+        x = x.astype(dtype)
+        weights = leaf("kernel", narrow, self.shape, self.axes)
+        y = jnp.einsum(self.equation, x, weights, preferred_element_type=self.sum_dtype)
+        if self.bias:
+            y += leaf("bias", zeros, self.shape[inputs:], self.axes[inputs:])
+        if c.lora_rank and self.name in c.lora_targets:
+            rank = (c.lora_rank,)
+            a = leaf("lora_a", narrow, self.shape[:inputs] + rank, (*self.axes[:inputs], "rank"))
+            b = leaf("lora_b", zeros, rank + self.shape[inputs:], ("rank", *self.axes[inputs:]))
+            low = jnp.einsum(f"{source},{kernel[:inputs]}r->{result[:3]}r", x, a)
+            y += c.lora_scale * jnp.einsum(f"{result[:3]}r,r{kernel[inputs:]}->{result}", low, b)
         return y
 
 
@@ -65,13 +77,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        widen = functools.partial(
-            Linear, "bgsd,df->bgsf", (c.embed_dim, c.ffw_dim), ("embed", "ffw"), c.embed_dim, dtype
-        )
-        hidden = ACTIVATIONS[c.activation](widen(name="gate")(x)) * widen(name="up")(x)
-        narrow = Linear(
-            "bgsf,fd->bgsd", (c.ffw_dim, c.embed_dim), ("ffw", "embed"), c.ffw_dim, dtype,
-            name="down",
-        )  # fmt: skip
-        return narrow(hidden)
+        c = self.config
+        shape, axes = (c.embed_dim, c.ffw_dim), ("embed", "ffw")
+        gate = Linear(c, "bgsd,df->bgsf", shape, axes, name="gate")(x)
+        up = Linear(c, "bgsd,df->bgsf", shape, axes, name="up")(x)
+        hidden = ACTIVATIONS[c.activation](gate) * up
+        return Linear(c, "bgsf,fd->bgsd", shape[::-1], axes[::-1], name="down")(hidden)

@@ -6,6 +6,7 @@ for the whole batch, so the gradients of parts add up. An update whose loss or g
 finite is refused and counted, and the state stays as it was.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from jaxtyping import Array, Float
 
 from grpojax.config import GRPOConfig, OptimizerConfig
 from grpojax.grpo import group_advantages, token_losses, token_weights
+from grpojax.lora import combine
+from grpojax.lora import split as split_adapters
 from grpojax.model import Policy, init_params
 from grpojax.scoring import score
-from grpojax.sharding import sharded_init, shardings_of, with_shardings
+from grpojax.sharding import shardings_of, with_shardings
 from grpojax.types import GroupBatch, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -55,8 +58,8 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 def fresh_state(
     params: Params, optimizer: optax.GradientTransformation, reference: bool
 ) -> TrainState:
-    """The state before the first step. The reference is a copy: a donated state shares no
-    buffers."""
+    """The state before the first step, of the parameters that are trained. The reference is a
+    copy: a donated state shares no buffers."""
     step, update, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
     copy = jax.tree.map(jnp.copy, params) if reference else None
     return TrainState(step, update, skipped, params, optimizer.init(params), copy)
@@ -68,35 +71,22 @@ def abstract_state(
     """Shapes, dtypes and shardings of the state, without an array."""
 
     def build():
-        return fresh_state(init_params(policy, jax.random.key(0)), optimizer, reference)
+        trained, _ = split_adapters(init_params(policy, jax.random.key(0)))
+        return fresh_state(trained, optimizer, reference)
 
     return with_shardings(jax.eval_shape(build), mesh)
 
 
-def abstract_params(policy: Policy, mesh: Mesh) -> Params:
-    """Shapes, dtypes and shardings of the parameters alone."""
-    return with_shardings(jax.eval_shape(lambda: init_params(policy, jax.random.key(0))), mesh)
-
-
 def init_state(
-    policy: Policy,
-    optimizer: optax.GradientTransformation,
-    like: TrainState,
-    *,
-    seed: int,
-    params: Params | None = None,
+    optimizer: optax.GradientTransformation, like: TrainState, trained: Params
 ) -> TrainState:
-    """The state before the first step, placed as `like` says, from `params` or from random ones."""
-    if params is None:
-        params = sharded_init(lambda: init_params(policy, jax.random.key(seed)), like.params)
-    else:
-        params = jax.device_put(params, shardings_of(like.params))
+    """The state before the first step, placed as `like` says; `trained` is given up."""
     build = jax.jit(
-        lambda params: fresh_state(params, optimizer, like.ref_params is not None),
+        lambda trained: fresh_state(trained, optimizer, like.ref_params is not None),
         out_shardings=shardings_of(like),
         donate_argnums=0,
     )
-    return build(params)
+    return build(trained)
 
 
 def split(tree: Any, parts: int) -> Any:
@@ -129,11 +119,17 @@ def make_weigher(
 
 
 def batch_loss(
-    policy: Policy, params: Params, batch: GroupBatch, config: GRPOConfig, temperature: float
+    policy: Policy,
+    trained: Params,
+    frozen: Params,
+    batch: GroupBatch,
+    config: GRPOConfig,
+    temperature: float,
 ) -> tuple[Array, tuple[Metrics, Metrics]]:
     """Loss of (a part of) a batch, with sums over its counted tokens and the largest values
     seen."""
     sampled = batch.completions
+    params = combine(frozen, trained)
     logps, entropy = score(policy, params, batch.prompts, sampled.tokens, temperature)
 
     def group(logps, old_logps, ref_logps, advantages, mask):
@@ -168,8 +164,10 @@ def make_update(
     config: GRPOConfig,
     *,
     temperature: float,
-) -> Callable[[TrainState, GroupBatch], tuple[TrainState, Metrics]]:
-    """The jitted `update(state, batch) -> (state, metrics)` of one step; `state` is donated.
+) -> Callable[[TrainState, Params, GroupBatch], tuple[TrainState, Metrics]]:
+    """The jitted `update(state, frozen, batch) -> (state, metrics)` of one step, donating `state`.
+
+    `frozen` are the parameters that `state` does not train: none, or the base of its adapters.
 
     The new state lies as `like` does, so that the second step runs what the first one compiled.
 
@@ -178,17 +176,18 @@ def make_update(
     """
     value_and_grad = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
 
-    def gradients(params: Params, minibatch: GroupBatch):
+    def gradients(params: Params, frozen: Params, minibatch: GroupBatch):
+        def part_gradients(part):
+            return value_and_grad(policy, params, frozen, part, config, temperature)
+
         def add_part(total, part):
-            (loss, (sums, peaks)), grads = value_and_grad(policy, params, part, config, temperature)
+            (loss, (sums, peaks)), grads = part_gradients(part)
             added = jax.tree.map(jnp.add, total[:3], (loss, sums, grads))
             return (*added, jax.tree.map(jnp.maximum, total[3], peaks)), None
 
         parts = split(minibatch, config.microbatches)
         first = jax.tree.map(lambda x: x[0], parts)
-        (loss, (sums, peaks)), grads = jax.eval_shape(
-            lambda: value_and_grad(policy, params, first, config, temperature)
-        )
+        (loss, (sums, peaks)), grads = jax.eval_shape(part_gradients, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads, peaks))
         return jax.lax.scan(add_part, zeros, parts)[0]
 
@@ -200,8 +199,8 @@ def make_update(
         due = update % config.reference_every == 0
         return jax.tree.map(lambda new, ref: jnp.where(due, new, ref), params, state.ref_params)
 
-    def one_update(state: TrainState, minibatch: GroupBatch) -> tuple[TrainState, Any]:
-        loss, sums, grads, peaks = gradients(state.params, minibatch)
+    def one_update(frozen: Params, state: TrainState, minibatch: GroupBatch):
+        loss, sums, grads, peaks = gradients(state.params, frozen, minibatch)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -220,12 +219,12 @@ def make_update(
         seen = {"loss": loss, "grad_norm": norm, "updates_refused": 1.0 - finite}
         return state, (seen, sums, peaks)
 
-    def update(state: TrainState, batch: GroupBatch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, frozen: Params, batch: GroupBatch) -> tuple[TrainState, Metrics]:
         batch = batch.replace(weights=batch.weights * config.minibatches)
         minibatches = split(batch, config.minibatches)
 
         def one_epoch(state, _):
-            return jax.lax.scan(one_update, state, minibatches)
+            return jax.lax.scan(functools.partial(one_update, frozen), state, minibatches)
 
         state, (seen, sums, peaks) = jax.lax.scan(one_epoch, state, length=config.epochs_per_batch)
         metrics = {name: x.mean() for name, x in seen.items()}

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from grpojax.architecture import ModelConfig
 from grpojax.attention import attend, soften
 from grpojax.layers import FeedForward, Linear, Norm
 from grpojax.rotary import frequencies, rotate
+from grpojax.sharding import with_shardings
 from grpojax.types import KV, Params, Prefix
 
 
@@ -60,15 +62,15 @@ class Attention(nn.Module):
     def __call__(self, x: Array, kv: tuple[KV | None, KV | None], kind: Kind, context: Context):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         prefix, cache = kv
-        project = functools.partial(
-            Linear, "bgsd,dnh->bgsnh", fan_in=c.embed_dim, dtype=dtype, bias_axes=2 * c.qkv_bias
+        shape, axes = (c.embed_dim, c.num_heads, c.head_dim), ("embed", "heads", "head_dim")
+        kv_shape, kv_axes = (
+            (c.embed_dim, c.num_kv_heads, c.head_dim),
+            ("embed", "kv_heads", "head_dim"),
         )
-        q_shape = (c.embed_dim, c.num_heads, c.head_dim)
-        kv_shape = (c.embed_dim, c.num_kv_heads, c.head_dim)
-        kv_axes = ("embed", "kv_heads", "head_dim")
-        queries = project(shape=q_shape, axes=("embed", "heads", "head_dim"), name="query")(x)
-        keys = project(shape=kv_shape, axes=kv_axes, name="key")(x)
-        values = project(shape=kv_shape, axes=kv_axes, name="value")(x)
+        project = functools.partial(Linear, c, "bgsd,dnh->bgsnh", bias=c.qkv_bias)
+        queries = project(shape, axes, name="query")(x)
+        keys = project(kv_shape, kv_axes, name="key")(x)
+        values = project(kv_shape, kv_axes, name="value")(x)
         if c.qk_norm != "none":
             axes = 1 if c.qk_norm == "head" else 2
             queries = Norm(c, axes, name="query_norm")(queries).astype(dtype)
@@ -92,11 +94,8 @@ class Attention(nn.Module):
             scale=(c.query_scale or c.head_dim) ** -0.5,
             softcap=c.attention_softcap,
         )
-        out_shape, out_axes = q_shape[1:] + q_shape[:1], ("heads", "head_dim", "embed")
-        out = Linear(
-            "bgsnh,nhd->bgsd", out_shape, out_axes, c.num_heads * c.head_dim, dtype, name="out"
-        )
-        return out(mixed), own
+        shape, axes = shape[1:] + shape[:1], axes[1:] + axes[:1]
+        return Linear(c, "bgsnh,nhd->bgsd", shape, axes, name="out")(mixed), own
 
 
 class Block(nn.Module):
@@ -148,14 +147,9 @@ class Policy(nn.Module):
             )(c)
         self.final_norm = Norm(c)
         if not c.tied_embeddings:
-            self.head = Linear(
-                "bgsd,dv->bgsv",
-                (c.embed_dim, c.vocab_size),
-                ("embed", "vocab"),
-                c.embed_dim,
-                jnp.dtype(c.compute_dtype),
-                sum_dtype=jnp.dtype(jnp.float32),
-            )
+            shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
+            sums = jnp.dtype(jnp.float32)
+            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, sum_dtype=sums)
 
     def __call__(self, tokens: Int[Array, "B P"]) -> Float[Array, "B 1 V"]:
         """Logits of the token after each prompt; what `init` traces."""
@@ -246,6 +240,11 @@ def init_params(policy: Policy, key: Key[Array, ""]) -> Params:
     """Random parameters, each boxed with the logical names of its axes (`sharding` unboxes
     them)."""
     return policy.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(policy: Policy, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of the parameters, without an array."""
+    return with_shardings(jax.eval_shape(lambda: init_params(policy, jax.random.key(0))), mesh)
 
 
 def unstack(params: Params, prefix: Prefix, layers: int) -> tuple[Params, Prefix]:

@@ -189,20 +189,37 @@ def save_params(
     require(dtype in names, f"dtype must be one of {', '.join(map(str, names))}, got {dtype}")
     config = describe_model(model) | {"torch_dtype": str(dtype)} | end
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    table, size = tensor_table(model), 0
+    table = tensor_table(model)
+    write_tensors(
+        folder,
+        table,
+        lambda name: stored_values(params, table[name], dtype),
+        itemsize=dtype.itemsize,
+    )
+
+
+def write_tensors(
+    folder: Path,
+    table: dict[str, tuple[Tensor, ...]],
+    values: Callable[[str], Num[np.ndarray, "..."]],
+    *,
+    itemsize: int,
+) -> None:
+    """Writes what `values` gives for every name in `table`, a file's worth of it at a time."""
     files: list[list[str]] = [[]]
+    left = FILE_BYTES
     for name, tensors in table.items():
-        bytes_ = sum(math.prod(tensor.shape) for tensor in tensors) * dtype.itemsize
-        if size + bytes_ > FILE_BYTES and files[-1]:
+        size = sum(math.prod(tensor.shape) for tensor in tensors) * itemsize
+        if size > left and files[-1]:
             files.append([])
-            size = 0
+            left = FILE_BYTES
         files[-1].append(name)
-        size += bytes_
+        left -= size
     listed = {}
     for i, held in enumerate(files):
         file = WEIGHTS if len(files) == 1 else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        values = {name: stored_values(params, table[name], dtype) for name in held}
-        safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
+        arrays = {name: values(name) for name in held}
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
         listed |= dict.fromkeys(held, file)
     if len(files) > 1:
         index = {"metadata": {}, "weight_map": listed}

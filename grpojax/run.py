@@ -14,19 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import Config, from_dict
-from grpojax.model import Policy
+from grpojax.families import FREE
+from grpojax.lora import combine, merge, split
+from grpojax.model import Policy, abstract_params, init_params
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
-from grpojax.sharding import check_mesh, make_mesh
+from grpojax.sharding import check_mesh, make_mesh, sharded_init
 from grpojax.task import Reward, Task
 from grpojax.tasks import load_task
-from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids, train_sentencepiece
+from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
 from grpojax.types import Params
+from grpojax.vocabulary import train_sentencepiece
 
 PACKAGES = ("grpojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -123,14 +127,45 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
     path.write_text(json.dumps(about, indent=2) + "\n")
 
 
-def initial_params(run: Run, like: Params, say: Callable[[str], None]) -> Params | None:
-    """The parameters that `init` names, placed or as host arrays; None: start from random ones."""
+def initial_params(run: Run, say: Callable[[str], None]) -> Params:
+    """The parameters before the first step, placed on the mesh: those that `init` names, or random.
+
+    Adapters start anew; those of a run that `init` names are merged into its base.
+    """
+    like = abstract_params(run.policy, run.mesh)
+    adapters, base = split(like)
+
+    def random(like: Params, part: Callable[[Params], Params]) -> Params:
+        key = jax.random.key(run.config.seed)
+        return sharded_init(lambda: part(init_params(run.policy, key)), like)
+
     if not run.config.init:
-        return None
-    folder = Path(run.config.init)
-    if is_run(folder):
-        return restore_params(folder / "checkpoints", like, say)[0]
-    return load_params(folder, run.config.model, like)
+        return random(like, lambda params: params)
+    found = named_params(run.config, base or like, run.mesh, say)
+    return combine(found, random(adapters, lambda params: split(params)[0])) if base else found
+
+
+def named_params(config: Config, like: Params, mesh: Mesh, say: Callable[[str], None]) -> Params:
+    """The parameters that `init` names, without adapters, placed as `like` says."""
+    folder = Path(config.init)
+    if not is_run(folder):
+        return load_params(folder, config.model, like)
+    params, _ = trained_params(folder, mesh, say)
+    return merge(params, read_config(folder).model)
+
+
+def trained_params(
+    workdir: Path, mesh: Mesh, say: Callable[[str], None], which: int | str = "newest"
+) -> tuple[Params, int]:
+    """The parameters of a checkpoint of the run in `workdir`, its adapters' base included, and its
+    step."""
+    config = read_config(workdir)
+    like = abstract_params(Policy(config.model), mesh)
+    trained, base = split(like)
+    restored, step = restore_params(workdir / "checkpoints", trained, say, which)
+    if base:
+        restored = combine(named_params(config, base, mesh, say), restored)
+    return restored, step
 
 
 def check_init(config: Config) -> None:
@@ -144,8 +179,12 @@ def check_init(config: Config) -> None:
         "one) or a run directory",
     )
     if is_run(folder):
-        theirs, ours = read_config(folder).model, config.model
-        require(theirs == ours, f"init={config.init} holds another model: {theirs}, not {ours}")
+        for name, theirs in dataclasses.asdict(read_config(folder).model).items():
+            ours = getattr(config.model, name)
+            require(
+                ours == theirs or name in FREE,
+                f"model.{name} must be {theirs}, as in init={config.init}, got {ours}",
+            )
     else:
         check_model(folder, config.model)
 

@@ -8,16 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import ModelConfig
 from grpojax.data import make_prompts
-from grpojax.learner import abstract_params
-from grpojax.model import Policy
+from grpojax.model import Policy, abstract_params
 from grpojax.pretrained import load_params, read_model_config
-from grpojax.run import is_run, read_config
+from grpojax.run import is_run, read_config, trained_params
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import shardings_of, use_mesh
+from grpojax.sharding import use_mesh
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
 
@@ -58,11 +56,10 @@ def sample_text(
     prompts = make_prompts([Example(id=0, prompt=prompt, answer="")], tokenizer, length)
     policy, mesh = Policy(model), model_mesh(model)
     with use_mesh(mesh):
-        like = abstract_params(policy, mesh)
         if run:
-            params, _ = restore_params(source / "checkpoints", like, say)
+            params, _ = trained_params(source, mesh, say)
         else:
-            params = load_params(source, model, like)
+            params = load_params(source, model, abstract_params(policy, mesh))
         sampler = make_sampler(
             policy,
             group_size=samples,

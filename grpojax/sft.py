@@ -16,10 +16,11 @@ from grpojax.console import Console
 from grpojax.data import make_demonstrations
 from grpojax.evaluate import make_evaluator
 from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
+from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
 from grpojax.run import initial_params, open_run, start_run
 from grpojax.sharding import shard_batch, use_mesh
-from grpojax.types import Completions, GroupBatch
+from grpojax.types import Completions, GroupBatch, Params
 
 NEGATIVE_LOGPS = "sampling/sampling_logp_difference/mean"  # |log π - 0|: the mean loss of a token
 
@@ -56,16 +57,18 @@ def sft(config: Config, workdir: Path) -> int:
         checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.callback(close, checkpoints)
         state, done = restore(checkpoints, like, print) or (None, 0)
+        frozen: Params = {}
+        if state is None or config.model.lora_rank:
+            trained, frozen = split(initial_params(run, print))
         if state is None:
-            params = initial_params(run, like.params, print)
-            state = init_state(run.policy, optimizer, like, seed=config.seed, params=params)
+            state = init_state(optimizer, like, trained)
 
         first = done + 1 if done else 0
         writer = stack.enter_context(MetricsWriter(workdir, first, config.logging.tensorboard))
         console = stack.enter_context(Console(stage.max_steps, first, stage.check_every))
 
         def reached(step: int) -> bool:
-            measured = evaluate(state.params, step, "validation")
+            measured = evaluate(combine(frozen, state.params), step, "validation")
             accuracy, error = measured["accuracy"], measured["accuracy_se"]
             writer.write(step, {"eval/accuracy": accuracy, "eval/accuracy_se": error})
             console.say(f"step {step}: validation accuracy {accuracy:.3f} ± {error:.3f} greedy")
@@ -83,7 +86,8 @@ def sft(config: Config, workdir: Path) -> int:
             ones = jnp.ones(tokens.shape[:2])
             _, weights = weigher(ones, ones > 0, mask)
             given = Completions(tokens, mask, jnp.zeros(tokens.shape))
-            state, metrics = update(state, GroupBatch(prompts, given, ones, weights, None, None))
+            batch = GroupBatch(prompts, given, ones, weights, None, None)
+            state, metrics = update(state, frozen, batch)
             metrics = jax.device_get(metrics)
             step += 1  # from here on: batches done
             shown = {"loss": metrics[NEGATIVE_LOGPS], "grad_norm": metrics["grad_norm"]}

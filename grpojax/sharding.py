@@ -26,6 +26,7 @@ RULES = (
     ("head_dim", None),
     ("ffw", "tensor"),
     ("norm", None),
+    ("rank", None),
 )
 
 

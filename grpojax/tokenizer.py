@@ -4,7 +4,6 @@ Encoding adds nothing and decoding hides nothing: special tokens, and U+FFFD for
 text, show wherever the policy wrote them.
 """
 
-import io
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,6 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Bool, Int
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # whole tokens in `train_sentencepiece`
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space in its pieces
 BYTE_PIECES = [bytes([byte]) for byte in range(256)] + [b"<eos>", b"<pad>"]
@@ -159,76 +157,6 @@ def load_tokenizer(source: str) -> Tokenizer:
         return ByteTokenizer()
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot read the tokenizer {path}: {error}; replace the file") from None
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Trains a byte-pair model in memory: the same `texts` in the same order give the same model.
-
-    Digits are split, spaces and newlines are kept exactly, `TAGS` and the newline are whole tokens.
-    `vocab_size` is the most tokens it may have: text with nothing left to merge gives fewer.
-
-    Raises:
-      ValueError: there is no text, or it holds a character that SentencePiece keeps for itself
-        (U+0000, U+2581, U+2585), or `vocab_size` is below the number of its characters.
-    """
-    texts = list(texts)
-    characters = set("".join(texts))
-    # The trainer trims and splits text at control characters, so they are made tokens by decree.
-    symbols = ["\n", *TAGS, *sorted(c for c in characters if c < " " and c != "\n")]
-    letters = sorted(characters - {" "} - set(symbols))
-    fewest = 3 + len(symbols) + len(letters) + (" " in characters)  # 3: padding, EOS, unknown
-    if not letters:
-        raise ValueError("a SentencePiece model needs text to be trained on, got none")
-    if reserved := characters & {"\0", SPACE, "\N{LOWER FIVE EIGHTHS BLOCK}"}:
-        raise ValueError(f"SentencePiece cannot hold {sorted(reserved)}; leave them out")
-    if vocab_size < fewest:
-        raise ValueError(f"vocab_size must be at least {fewest} for this text, got {vocab_size}")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        user_defined_symbols=symbols,
-        character_coverage=1.0,
-        max_sentence_length=max(10, *(len(text.encode()) for text in texts)),  # longer is left out
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return SentencePieceTokenizer(model.getvalue())
-
-
-def byte_level_bpe(
-    tokens: Sequence[str], merges: Sequence[str], special: Iterable[str], eos_id: int, pad_id: int
-) -> HuggingFaceTokenizer:
-    """Builds a byte-level BPE tokenizer with digits split, from the tables that GGUF files hold.
-
-    `merges` are pairs of tokens with a space between, best first; `special` are those of `tokens`
-    that are matched whole. Raises ValueError if the tables do not fit each other.
-    """
-    table = {token: id for id, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    for pair in pairs:
-        if len(pair) != 2 or not table.keys() >= {*pair, "".join(pair)}:
-            raise ValueError(f"merge {pair} must be two tokens that make a third")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(table, pairs))
-    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True, normalized=False) for token in special]
-    )
-    return HuggingFaceTokenizer(tokenizer, eos_id, pad_id)
 
 
 def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from grpojax.learner import (
     make_update,
     make_weigher,
 )
+from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
 from grpojax.rewards import compute_rewards
 from grpojax.run import Run, initial_params, open_run, start_run
@@ -33,7 +34,7 @@ from grpojax.sharding import shard_batch, use_mesh
 from grpojax.signals import stop_requested
 from grpojax.summary import Laps, as_groups, batch_metrics
 from grpojax.tokenizer import decode_groups
-from grpojax.types import GroupBatch, TrainState
+from grpojax.types import GroupBatch, Params, TrainState
 
 STOPPED = 75  # exit code: stopped by a signal with a checkpoint saved, run me again
 STOPPING = "signal received: finishing the step and saving; once more to break off\n"
@@ -41,7 +42,7 @@ MOST_REFUSED = 3  # updates in a row that may be refused because they are not fi
 
 
 def make_step(run: Run, optimizer, like: TrainState) -> Callable:
-    """`one_step(state, step) -> (state, metrics, batch, groups)`: one batch of prompts."""
+    """`one_step(state, frozen, step) -> (state, metrics, batch, groups)`: one batch of prompts."""
     config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
     batch_of = make_batches(
         run.task.splits["train"],
@@ -64,21 +65,23 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
     schedule = make_schedule(config.optimizer, config.updates)
     reward_weights = list(config.rewards.values())
 
-    def one_step(state: TrainState, step: int):
+    def one_step(state: TrainState, frozen: Params, step: int):
+        params = combine(frozen, state.params)
         laps = Laps()
         examples, prompts = batch_of(step)
         prompts = shard_batch(prompts, run.mesh)
-        completions = sampler(state.params, prompts, stream_key(config.seed, "train", step))
+        completions = sampler(params, prompts, stream_key(config.seed, "train", step))
         tokens, mask = jax.device_get((completions.tokens, completions.mask))  # wait: the sampler
         laps.end("time/sample")
 
         ref_logps = old_logps = None  # scored on the device while the host judges
         if state.ref_params is not None:
-            ref_logps = scorer(state.ref_params, prompts, completions.tokens)
+            reference = combine(frozen, state.ref_params)
+            ref_logps = scorer(reference, prompts, completions.tokens)
         if not grpo.on_policy:
             rescored = grpo.old_logps == "rescored"
             old_logps = (
-                scorer(state.params, prompts, completions.tokens) if rescored else completions.logps
+                scorer(params, prompts, completions.tokens) if rescored else completions.logps
             )
         texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
         judged = compute_rewards(run.rewards, reward_weights, examples, texts)
@@ -91,7 +94,7 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
         laps.end("time/reference")
 
         learning_rate = schedule(state.update)
-        state, updated = update(state, batch)
+        state, updated = update(state, frozen, batch)
         metrics = jax.device_get({"learning_rate": learning_rate, **updated})  # wait: the update
         laps.end("time/update")
 
@@ -130,9 +133,11 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
         checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.callback(close, checkpoints)
         state, done = restore(checkpoints, like, print) or (None, 0)
+        frozen: Params = {}
+        if state is None or config.model.lora_rank:
+            trained, frozen = split(initial_params(run, print))
         if state is None:
-            params = initial_params(run, like.params, print)
-            state = init_state(run.policy, optimizer, like, seed=config.seed, params=params)
+            state = init_state(optimizer, like, trained)
 
         first = done + 1 if done else 0
         log = config.logging
@@ -144,7 +149,7 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
         failed = False
 
         def held_out(step: int, split: str, name: str) -> float:
-            measured = evaluate(state.params, step, split)
+            measured = evaluate(combine(frozen, state.params), step, split)
             writer.write(step, {f"{name}/{key}": value for key, value in measured.items()})
             console.say(f"step {step}: {split} accuracy {describe(measured)}")
             return measured["accuracy"]
@@ -154,7 +159,7 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
             held_out(0, "test", "test")
         waited = {}
         for step in range(done, config.steps):
-            state, metrics, batch, (groups, failure) = one_step(state, step)
+            state, metrics, batch, (groups, failure) = one_step(state, frozen, step)
             step += 1  # from here on: batches done
             num_tokens += metrics["num_tokens"]
             metrics |= {"num_tokens": num_tokens, **waited}

@@ -24,8 +24,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax.core import meta  # noqa: E402
 
-from grpojax.config import ModelConfig  # noqa: E402
-from grpojax.model import Policy, init_params  # noqa: E402
+from grpojax.config import MeshConfig, ModelConfig  # noqa: E402
+from grpojax.model import Policy, abstract_params, init_params  # noqa: E402
+from grpojax.pretrained import load_params  # noqa: E402
+from grpojax.sharding import make_mesh  # noqa: E402
 from grpojax.types import Params, Prompts  # noqa: E402
 
 TINY = ModelConfig(
@@ -53,3 +55,8 @@ def prompts() -> Prompts:
     tokens = np.random.default_rng(0).integers(4, 50, (4, 7)).astype(np.int32)
     mask = np.arange(7) >= 7 - np.array([1, 3, 6, 7])[:, None]
     return Prompts(tokens, mask, np.array([11, 5, 29, 8], np.int32))
+
+
+def load_folder(folder, model: ModelConfig) -> Params:
+    """The float32 parameters in `folder`, on all devices."""
+    return load_params(folder, model, abstract_params(Policy(model), make_mesh(MeshConfig())))

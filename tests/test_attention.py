@@ -1,4 +1,6 @@
-"""Attention: the shared prefix and the own tokens make one softmax; rotary positions turn pairs."""
+"""Attention: the shared prefix and the own tokens make one softmax."""
+
+import functools
 
 import jax
 import numpy as np
@@ -7,10 +9,8 @@ import pytest
 from grpojax import attention
 from grpojax.types import KV
 
-attend = jax.jit(attention.attend)
-rotate = jax.jit(attention.rotate, static_argnums=2)
-
 B, G, S, P, H = 2, 3, 4, 5, 6
+attend = jax.jit(functools.partial(attention.attend, scale=H**-0.5))
 
 
 def inputs(heads: int, kv_heads: int, seed: int = 0):
@@ -19,7 +19,7 @@ def inputs(heads: int, kv_heads: int, seed: int = 0):
     own = KV(normal((B, G, kv_heads, H, S)), normal((B, G, kv_heads, S, H)))
     prefix = KV(normal((B, kv_heads, H, P)), normal((B, kv_heads, P, H)))
     own_mask = np.broadcast_to(np.tri(S, dtype=bool), (B, S, S))
-    prefix_mask = np.arange(P) >= np.array([0, 3])[:, None]
+    prefix_mask = np.arange(P) >= np.array([0, 3])[:, None, None]
     arrays = normal((B, G, S, heads, H)), own, own_mask, prefix, prefix_mask
     return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(np.float32), arrays)
 
@@ -40,7 +40,7 @@ def plain(queries, own, own_mask, prefix, prefix_mask):
     out = np.zeros_like(queries)
     for b, g, s, n in np.ndindex(queries.shape[:4]):
         k = n // (queries.shape[3] // keys.shape[1])  # consecutive heads share a key head
-        seen, mine = np.asarray(prefix_mask[b]), np.asarray(own_mask[b, s])
+        seen, mine = np.asarray(prefix_mask[b, 0]), np.asarray(own_mask[b, s])
         all_keys = np.concatenate([keys[b, k].T[seen], own_keys[b, g, k].T[mine]])
         all_values = np.concatenate([values[b, k][seen], own_values[b, g, k][mine]])
         out[b, g, s, n] = one_query(queries[b, g, s, n], all_keys, all_values)
@@ -106,26 +106,3 @@ def test_members_of_a_group_do_not_see_each_other():
     after = np.asarray(attend(queries, other, own_mask, prefix, prefix_mask))
     np.testing.assert_array_equal(before[:, [0, 2]], after[:, [0, 2]])
     assert not np.allclose(before[:, 1], after[:, 1])
-
-
-def test_rotation_turns_the_two_halves_of_a_head_as_complex_numbers():
-    x = np.random.default_rng(1).standard_normal((B, G, S, 2, H)).astype(np.float32)
-    positions = np.random.default_rng(2).integers(0, 300, (B, G, S)).astype(np.int32)
-    angles = positions[..., None, None] * 100.0 ** (-np.arange(H // 2) / (H // 2))
-    turned = (x[..., : H // 2] + 1j * x[..., H // 2 :]) * np.exp(1j * angles)
-    np.testing.assert_allclose(
-        rotate(x, positions, 100.0),
-        np.concatenate([turned.real, turned.imag], axis=-1),
-        atol=1e-4,  # float32 angles of up to 300 radians
-    )
-
-
-def test_scores_after_rotation_depend_on_the_distance_alone():
-    x = np.random.default_rng(3).standard_normal((1, 1, 2, 1, H)).astype(np.float32)
-
-    def score(first, second):
-        one, other = np.asarray(rotate(x, np.array([[[first, second]]]), 10_000.0))[0, 0, :, 0]
-        return one @ other
-
-    np.testing.assert_allclose(score(3, 9), score(43, 49), atol=1e-5)
-    assert abs(score(3, 9) - score(3, 10)) > 0.01

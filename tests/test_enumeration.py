@@ -103,7 +103,9 @@ def gradients(tiny, sampled):
             None,
         )
         batch = jax.tree.map(jnp.asarray, batch)
-        learned = jax.grad(batch_loss, argnums=1, has_aux=True)(policy, params, batch, config, 1.0)
+        learned = jax.grad(batch_loss, argnums=1, has_aux=True)(
+            policy, params, {}, batch, config, 1.0
+        )
         return jax.grad(lambda p: probabilities(policy, p) @ REWARDS)(params), learned[0]
 
     return both(params)

@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import load_folder
 
-from grpojax.config import MeshConfig
 from grpojax.families import FAMILIES
-from grpojax.learner import abstract_params
 from grpojax.model import Policy
-from grpojax.pretrained import load_params, read_model_config
+from grpojax.pretrained import read_model_config
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import make_mesh
 from grpojax.types import Prompts
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -23,9 +21,8 @@ GOLDENS = Path(__file__).parent / "goldens"
 def golden(request):
     """Policy, parameters and what transformers makes of them."""
     folder = GOLDENS / request.param
-    policy = Policy(read_model_config(folder))
-    like = abstract_params(policy, make_mesh(MeshConfig()))
-    return policy, load_params(folder, policy.config, like), dict(np.load(folder / "golden.npz"))
+    model = read_model_config(folder)
+    return Policy(model), load_folder(folder, model), dict(np.load(folder / "golden.npz"))
 
 
 def shared_logits(policy, params, tokens, mask, split, group=2):

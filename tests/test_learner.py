@@ -21,7 +21,7 @@ from grpojax.learner import (
 )
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer, score
-from grpojax.sharding import shard_batch, use_mesh
+from grpojax.sharding import shard_batch, shardings_of, use_mesh
 from grpojax.types import GroupBatch, Prompts
 
 LENGTH = 6  # T
@@ -89,7 +89,9 @@ def begin(policy, start_params):
     def begin(mesh_shape=(1, 1, 1), **options):
         mesh, like, update = build(mesh_shape, tuple(options.items()))
         with use_mesh(mesh):
-            return mesh, init_state(policy, OPTIMIZER, like, seed=0, params=start_params), update
+            copied = jax.tree.map(jnp.copy, start_params)  # the state's are donated
+            placed = jax.device_put(copied, shardings_of(like.params))
+            return mesh, init_state(OPTIMIZER, like, placed), update
 
     return begin
 
@@ -102,7 +104,7 @@ def run(begin):
         mesh, state, update = begin(mesh_shape, **options)
         with use_mesh(mesh):
             for batch in batches:
-                state, metrics = update(state, shard_batch(batch, mesh))
+                state, metrics = update(state, {}, shard_batch(batch, mesh))
             return jax.device_get((state, metrics))
 
     return run
@@ -179,7 +181,7 @@ def test_on_policy_gradient_by_log_probability_is_minus_weights_times_advantages
 
         _, pull = jax.vjp(logps_of, params)
         (loss, _), gradient = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)(
-            policy, params, batch, config, 1.0
+            policy, params, {}, batch, config, 1.0
         )
         return loss, gradient, pull(-batch.weights * batch.advantages[..., None])[0]
 
@@ -242,7 +244,7 @@ def test_each_reference_is_the_parameters_of_its_update(
             chex.assert_trees_all_equal(snapshot(state.ref_params), seen[expected])
             ref_logps = scorer(state.ref_params, batch.prompts, batch.completions.tokens)
             batch = batch.replace(old_logps=None, ref_logps=ref_logps)
-            state, metrics = update(state, shard_batch(batch, mesh))
+            state, metrics = update(state, {}, shard_batch(batch, mesh))
             assert (metrics["kl"] == 0) == (expected == len(seen) - 1)
     assert update._cache_size() == 1
 

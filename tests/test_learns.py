@@ -8,10 +8,10 @@ from jax.sharding import AxisType
 
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
 from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
-from grpojax.model import Policy
+from grpojax.model import Policy, init_params
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer
-from grpojax.sharding import use_mesh
+from grpojax.sharding import sharded_init, use_mesh
 from grpojax.types import GroupBatch, Prompts
 
 VOCAB, LENGTH, STEPS = 8, 3, 40
@@ -45,7 +45,8 @@ def programs():
     weigher = make_weigher(CONFIG, completion_length=LENGTH)
     update = make_update(POLICY, optimizer, like, CONFIG, temperature=1.0)
     with use_mesh(mesh):
-        return mesh, init_state(POLICY, optimizer, like, seed=0), sampler, weigher, update
+        params = sharded_init(lambda: init_params(POLICY, jax.random.key(0)), like.params)
+        return mesh, init_state(optimizer, like, params), sampler, weigher, update
 
 
 def train(programs, steps, reward, sign=1):
@@ -59,7 +60,7 @@ def train(programs, steps, reward, sign=1):
             rewards = reward(tokens, mask).astype(np.float32)
             advantages, weights = weigher(rewards, np.ones(rewards.shape, bool), mask)
             batch = GroupBatch(PROMPTS, completions, sign * advantages, weights, None, None)
-            state, _ = update(state, batch)
+            state, _ = update(state, {}, batch)
             means.append(rewards.mean())
     return means, state.params
 

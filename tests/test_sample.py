@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_pretrained import MODEL, SHAPES, D, L, V, write_gguf
+from conftest import load_folder
+from test_gguf import MODEL, SHAPES, D, L, V, write_gguf
 from test_train import CONFIG
 
 from grpojax.__main__ import main
 from grpojax.data import make_prompts
+from grpojax.gguf import import_gguf
 from grpojax.model import Policy
-from grpojax.pretrained import import_gguf, load_params
 from grpojax.sample import sample_text
 from grpojax.scoring import make_scorer
 from grpojax.task import Example
@@ -64,7 +65,7 @@ def test_greedy_samples_are_all_the_same(workdir):
 def test_a_pretrained_folder_is_sampled_with_its_own_weights_and_tokenizer(pretrained):
     asked = DRAW | {"samples": 64, "completion_length": 1}
     drawn = sample_text(pretrained, "12+34=", **asked)
-    tokenizer, params = load_tokenizer(str(pretrained)), load_params(pretrained, MODEL)
+    tokenizer, params = load_tokenizer(str(pretrained)), load_folder(pretrained, MODEL)
     prompts = make_prompts([Example(id=0, prompt="12+34=", answer="")], tokenizer, 6)
     tokens = np.arange(V, dtype=np.int32)[None, :, None]
     logps = make_scorer(Policy(MODEL), temperature=1.3)(params, prompts, tokens)[0, :, 0]

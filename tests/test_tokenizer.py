@@ -4,46 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_vocabulary import huggingface, sentencepiece  # noqa: F401
 
-from grpojax.tokenizer import (
-    TAGS,
-    ByteTokenizer,
-    byte_level_bpe,
-    decode_groups,
-    load_tokenizer,
-    stop_ids,
-    train_sentencepiece,
-)
+from grpojax.tokenizer import ByteTokenizer, decode_groups, load_tokenizer, stop_ids
 
-TEXTS = [
-    f"{a} + {b} =  <think>\n{a % 10}\tcarry</think><answer>{a + b}</answer>\n"
-    for a in range(10, 60)
-    for b in range(10, 99, 9)
-]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-WORD = st.text(st.characters(exclude_characters="\0▁▅", exclude_categories=["Cs"]), min_size=1)
-
-
-def byte_alphabet() -> list[str]:
-    """GPT-2's letters for the 256 bytes, so that any text has tokens."""
-    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-
-
-@pytest.fixture(scope="module")
-def huggingface():
-    """Special tokens 0 to 2, then the bytes, then merges, one of them of digits."""
-    merges = ["Ċ Ċ", "1 2", "Ġ =", "a b"]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_alphabet()]
-    tokens += [merge.replace(" ", "") for merge in merges]
-    return byte_level_bpe(tokens, merges, tokens[:3], eos_id=2, pad_id=2)
-
-
-@pytest.fixture(scope="module")
-def sentencepiece():
-    return train_sentencepiece(TEXTS, 64)
 
 
 @given(TEXT)
@@ -56,55 +23,6 @@ def test_bytes_come_back_exactly(text):
 @given(TEXT)
 def test_byte_level_bpe_gives_any_text_back(huggingface, text):
     assert huggingface.decode(huggingface.encode(text)) == text
-
-
-def test_sentencepiece_gives_its_training_text_back(sentencepiece):
-    for text in TEXTS:
-        assert sentencepiece.decode(sentencepiece.encode(text)) == text
-    spaced = "  12  +\n\n 3 =\t "
-    assert sentencepiece.decode(sentencepiece.encode(spaced)) == spaced
-
-
-@settings(max_examples=40)
-@given(st.lists(WORD, min_size=1, max_size=4))
-def test_sentencepiece_holds_whatever_text_it_was_trained_on(words):
-    texts = ["letters", *words]
-    tokenizer = train_sentencepiece(texts, 500)
-    for text in [*texts, "".join(words)[::-1]]:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_digits_are_split_however_often_they_stand_together(huggingface):
-    for tokenizer in (huggingface, train_sentencepiece(["a1212"] * 50, 100)):
-        assert [tokenizer.decode([id]) for id in tokenizer.encode("1212")] == ["1", "2", "1", "2"]
-
-
-def test_tags_and_the_newline_are_whole_tokens(sentencepiece):
-    text = "".join(["\n", *TAGS])
-    assert [sentencepiece.decode([id]) for id in sentencepiece.encode(text)] == ["\n", *TAGS]
-
-
-def test_training_is_deterministic_and_silent(tmp_path, capfd):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        train_sentencepiece(TEXTS, 64).save(tmp_path / name)
-    first, second = (tmp_path / name / "tokenizer.model" for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_vocabulary_is_as_large_as_asked_or_smaller():
-    # Padding, EOS, unknown, newline and four tags; a and b; then ab is all there is to merge.
-    assert train_sentencepiece(["ab ab"], 11 + 2).vocab_size == 13
-    assert train_sentencepiece(["abab\nab"], 500).vocab_size < 20
-    with pytest.raises(ValueError, match="vocab_size must be at least 11 for this text, got 10"):
-        train_sentencepiece(["ab ab"], 10)
-
-
-@pytest.mark.parametrize("text", ["", "\n", "a ▁", "a ▅", "a \0"])
-def test_text_that_sentencepiece_cannot_hold_is_refused(text):
-    with pytest.raises(ValueError, match=r"got none|cannot hold"):
-        train_sentencepiece([text], 100)
 
 
 @pytest.mark.parametrize("text", ["12 § 3", "▁"])
@@ -182,12 +100,6 @@ def test_a_missing_or_unreadable_tokenizer_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("merge", ["a b", "a c", "ab"])
-def test_a_merge_that_makes_no_token_is_refused(merge):
-    with pytest.raises(ValueError, match="two tokens that make a third"):
-        byte_level_bpe(["a", "b", "ac"], [merge], [], eos_id=0, pad_id=0)
 
 
 def test_stop_ids_are_eos_and_one_token_for_each_text(huggingface, sentencepiece):

@@ -34,7 +34,13 @@ FAMILIES = {
     "phi3": phi3,
     "smollm3": smollm3,
 }
-FREE = ("compute_dtype", "remat")  # fields that no file decides
+FREE = (
+    "compute_dtype",
+    "remat",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+)  # fields that no file decides
 
 
 def read_model(values: dict[str, Any]) -> ModelConfig:

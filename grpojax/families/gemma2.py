@@ -1,4 +1,4 @@
-"""Gemma 2 (2408.00118): norms of 1 + w before and after, GeGLU, soft-caps, alternate layers local."""
+"""Gemma 2 (2408.00118): norms of 1 + w before and after, GeGLU, soft-caps, windows."""
 
 from collections.abc import Callable
 from typing import Any

