@@ -20,7 +20,16 @@ class ModelConfig:
 
     # whose tensor names and config.json an export takes
     family: Literal[
-        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "phi3", "smollm3"
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "phi3",
+        "smollm3",
+        "qwen3_moe",
     ] = "llama"
     vocab_size: int = 64  # V, rows of the embedding; at least the tokenizer's
     embed_dim: int = 128  # D, width
@@ -113,6 +122,12 @@ class ModelConfig:
         require(
             set(self.lora_targets) <= set(LINEAR) and bool(self.lora_targets),
             f"lora_targets must be some of {', '.join(LINEAR)}, got {self.lora_targets}",
+        )
+        require(
+            not (self.lora_rank and self.num_experts)
+            or {*LINEAR[4:]}.isdisjoint(self.lora_targets),
+            "lora_targets of a mixture of experts must be some of query, key, value, out, "
+            f"got {self.lora_targets}",
         )
         require(self.lora_alpha > 0, f"lora_alpha must be above 0, got {self.lora_alpha}")
 

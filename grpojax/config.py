@@ -56,6 +56,7 @@ class GRPOConfig:
     # π_ref: the first policy; the one of the last multiple of N updates; the one an update ago
     reference: Literal["initial", "refreshed", "previous"] = "initial"
     reference_every: int = 400  # N, updates between refreshes of a refreshed reference
+    router_weight: float = 0.001  # of the load-balance loss, where the model has experts
 
     def __post_init__(self):
         require_fields(self)
@@ -64,6 +65,8 @@ class GRPOConfig:
             "group_size must be at least 2 (one completion has no relative advantage), "
             f"got {self.group_size}",
         )
+        weight = self.router_weight
+        require(weight >= 0, f"router_weight must be 0 or more, got {weight}")
         require(self.beta >= 0, f"beta must be 0 or more (it weighs a penalty), got {self.beta}")
         require(
             0 < self.clip_low <= 1, f"clip_low must be above 0 and at most 1, got {self.clip_low}"

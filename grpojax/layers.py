@@ -22,7 +22,7 @@ class Linear(nn.Module):
     config: ModelConfig
     equation: str
     shape: tuple[int, ...]
-    axes: tuple[str, ...]  # logical names of the kernel's axes
+    axes: tuple[str | None, ...]  # logical names of the kernel's axes; None: on every device
     bias: bool = False
     sum_dtype: jnp.dtype | None = None  # of the sums, if not the compute dtype
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from grpojax.config import GRPOConfig, OptimizerConfig
+from grpojax.experts import balance_loss
 from grpojax.grpo import group_advantages, token_losses, token_weights
 from grpojax.lora import combine
 from grpojax.lora import split as split_adapters
@@ -130,7 +131,9 @@ def batch_loss(
     seen."""
     sampled = batch.completions
     params = combine(frozen, trained)
-    logps, entropy = score(policy, params, batch.prompts, sampled.tokens, temperature)
+    logps, entropy, routing = score(
+        policy, params, batch.prompts, sampled.tokens, temperature, sampled.mask
+    )
 
     def group(logps, old_logps, ref_logps, advantages, mask):
         return token_losses(
@@ -154,7 +157,13 @@ def batch_loss(
     sums["tokens"] = counted.sum().astype(jnp.float32)
     peaks = {"sampling/sampling_logp_difference/max": difference.max()}
     # `where`: a weight of 0 must also silence a loss that is not finite.
-    return jnp.where(counted, batch.weights * losses, 0.0).sum(), (sums, peaks)
+    loss = jnp.where(counted, batch.weights * losses, 0.0).sum()
+    if routing is not None:
+        balance = balance_loss(routing).mean()
+        loss += config.router_weight * balance / config.microbatches
+        sums["router/balance_loss"] = balance * sums["tokens"]
+        peaks["router/max_load"] = routing.load.max() * policy.config.num_experts
+    return loss, (sums, peaks)
 
 
 def make_update(

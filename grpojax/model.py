@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from grpojax.architecture import ModelConfig
 from grpojax.attention import attend, soften
+from grpojax.experts import Experts, Routing
 from grpojax.layers import FeedForward, Linear, Norm
 from grpojax.rotary import frequencies, rotate
 from grpojax.sharding import with_shardings
@@ -41,7 +42,8 @@ class Context:
     own_distance: Int[Array, "S T"]
     prefix_mask: Bool[Array, "B 1 P"] | None  # prompt tokens that exist
     prefix_distance: Int[Array, "B S P"] | None
-    column: Int[Array, ""] | None  # where in the cache the new tokens go
+    column: Int[Array, ""] | None = None  # where in the cache the new tokens go
+    counted: Bool[Array, "B G S"] | None = None  # tokens that the routers' statistics are about
 
     def visible(self, window: Int[Array, ""] | None) -> tuple[Array, Array | None]:
         """The masks of own tokens and of the prompt, in a layer with this window."""
@@ -72,9 +74,9 @@ class Attention(nn.Module):
         keys = project(kv_shape, kv_axes, name="key")(x)
         values = project(kv_shape, kv_axes, name="value")(x)
         if c.qk_norm != "none":
-            axes = 1 if c.qk_norm == "head" else 2
-            queries = Norm(c, axes, name="query_norm")(queries).astype(dtype)
-            keys = Norm(c, axes, name="key_norm")(keys).astype(dtype)
+            over = {"head": 1, "all": 2}[c.qk_norm]
+            queries = Norm(c, over, name="query_norm")(queries).astype(dtype)
+            keys = Norm(c, over, name="key_norm")(keys).astype(dtype)
         queries = rotate(queries, context.positions, kind.frequencies)
         keys = rotate(keys, context.positions, kind.frequencies)
         own = KV(jnp.moveaxis(keys, 2, -1), jnp.moveaxis(values, 2, -2))
@@ -101,7 +103,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each added to x, with norms where the family has them.
 
-    Returns x and, where somebody needs it, what it stores: None while training.
+    Returns x and, where somebody needs it, what it stores; while training, what its router did.
     """
 
     config: ModelConfig
@@ -115,10 +117,13 @@ class Block(nn.Module):
         y, own = Attention(c, name="attention")(y, kv, kind, context)
         x += (Norm(c, name="attention_post_norm")(y) if after else y).astype(x.dtype)
         y = Norm(c, name="ffw_norm")(x) if before else x
-        y = FeedForward(c, name="ffw")(y)
+        if c.num_experts:
+            y, routed = Experts(c, name="ffw")(y, context.counted)
+        else:
+            y, routed = FeedForward(c, name="ffw")(y), None
         x += (Norm(c, name="ffw_post_norm")(y) if after else y).astype(x.dtype)
         prefix, cache = kv
-        return x, own if prefix is None or cache is not None else None
+        return x, own if prefix is None or cache is not None else routed
 
 
 class Policy(nn.Module):
@@ -163,7 +168,7 @@ class Policy(nn.Module):
         the prefix."""
         distance = distances(jnp.arange(tokens.shape[1]), jnp.arange(tokens.shape[1]))
         visible = (distance >= 0) & mask[:, None, :]
-        context = Context(positions_of(mask)[:, None], visible, distance, None, None, None)
+        context = Context(positions_of(mask)[:, None], visible, distance, None, None)
         hidden, kv = self._run(tokens[:, None], None, None, context)
         alone = jax.tree.map(lambda a: jnp.squeeze(a, -4), kv)  # a group of one -> no group
         return hidden[:, 0, -1], Prefix(alone, mask, mask.sum(-1, dtype=jnp.int32))
@@ -174,12 +179,14 @@ class Policy(nn.Module):
         prefix: Prefix,
         cache: tuple[KV, ...] | None = None,
         column: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B G S D"], tuple[KV, ...] | None]:
+        counted: Bool[Array, "B G S"] | None = None,
+    ) -> tuple[Float[Array, "B G S D"], tuple[KV, ...] | Routing | None]:
         """Reads completion tokens that share their prompts.
 
         Without a cache: all S tokens of a completion at once, from its first. With one: the S
         tokens at `column`, of which the cache holds those before. Returns hidden states that
-        predict the tokens after them, and the cache with them added.
+        predict the tokens after them, and the cache with them added; without a cache, what the
+        routers did with the tokens `counted`, if there are routers and it is given.
         """
         batch, _, size = tokens.shape
         own = jnp.arange(size) + (0 if column is None else column)
@@ -192,6 +199,7 @@ class Policy(nn.Module):
             prefix_mask=prefix.mask[:, None],
             prefix_distance=jax.vmap(distances)(positions, positions_of(prefix.mask)),
             column=column,
+            counted=counted,
         )
         return self._run(tokens, prefix.kv, cache, context)
 

@@ -78,7 +78,8 @@ def sample_text(
 
 def model_mesh(model: ModelConfig) -> Mesh:
     """As many of the devices as the model's heads, feed-forward and vocabulary divide over."""
-    parts = math.gcd(jax.device_count(), model.vocab_size, model.num_kv_heads, model.ffw_dim)
+    split = model.num_experts or model.ffw_dim
+    parts = math.gcd(jax.device_count(), model.vocab_size, model.num_kv_heads, split)
     return jax.make_mesh(
         (1, 1, parts),
         ("data", "fsdp", "tensor"),

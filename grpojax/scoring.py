@@ -5,15 +5,27 @@ tokens at a time and is recomputed in the backward pass.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from grpojax.experts import Routing
 from grpojax.model import Policy
 from grpojax.types import Params, Prompts
 
 CHUNK_ELEMENTS = 2**24  # most logits held at once: 64 MiB in float32
+
+
+class Scored(NamedTuple):
+    """Float32, past the end of a completion finite and without meaning."""
+
+    logps: Float[Array, "B G T"]
+    entropy: Float[Array, "B G T"]  # of the distribution that the token was drawn from; no gradient
+    routing: (
+        Routing | None
+    )  # of the tokens in `mask`, where the policy has experts and one is given
 
 
 def score(
@@ -22,16 +34,15 @@ def score(
     prompts: Prompts,
     tokens: Int[Array, "B G T"],
     temperature: float,
-) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
-    """Log-probability of each token of `tokens` after its prompt, and the entropy it was drawn
-    with.
+    mask: Bool[Array, "B G T"] | None = None,
+) -> Scored:
+    """Log-probability and entropy of each token of `tokens` after its prompt.
 
-    Float32, of the distribution with logits divided by `temperature`, as the sampler's. The entropy
-    carries no gradient. Entries past the end of a completion are finite and mean nothing.
+    Of the distribution with logits divided by `temperature`, as the sampler's.
     """
     variables = {"params": params}
     last, prefix = policy.apply(variables, prompts.tokens, prompts.mask, method="prefill")
-    hidden, _ = policy.apply(variables, tokens, prefix, method="extend")
+    hidden, routing = policy.apply(variables, tokens, prefix, counted=mask, method="extend")
     first = jnp.broadcast_to(last[:, None, None], hidden[:, :, :1].shape)
     hidden = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)  # token t is predicted from t - 1
 
@@ -45,16 +56,15 @@ def score(
     batch, group, length = tokens.shape
     chunk = max(1, CHUNK_ELEMENTS // (batch * group * policy.config.vocab_size))
     if chunk >= length:
-        return head(hidden, tokens)
+        return Scored(*head(hidden, tokens), routing)
 
     def split(x: Array) -> Array:  # [B, G, T, ...] -> [T / chunk, B, G, chunk, ...]
         x = jnp.pad(x, [(0, 0), (0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 3))
         return jnp.moveaxis(x.reshape(batch, group, -1, chunk, *x.shape[3:]), 2, 0)
 
     parts = jax.lax.map(lambda part: jax.checkpoint(head)(*part), (split(hidden), split(tokens)))
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length], parts
-    )
+    whole = (jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in parts)
+    return Scored(*whole, routing)
 
 
 def make_scorer(
@@ -64,6 +74,6 @@ def make_scorer(
 
     @jax.jit
     def scorer(params: Params, prompts: Prompts, tokens: Int[Array, "B G T"]) -> Array:
-        return score(policy, params, prompts, tokens, temperature)[0]
+        return score(policy, params, prompts, tokens, temperature).logps
 
     return scorer

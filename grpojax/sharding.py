@@ -25,6 +25,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("ffw", "tensor"),
+    ("experts", "tensor"),
     ("norm", None),
     ("rank", None),
 )
@@ -63,7 +64,8 @@ def check_mesh(mesh: Mesh, config: Config) -> None:
     require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
     require_multiple("examples_per_step", config.sft.examples_per_step, shards, "data * fsdp")
     require_multiple("embed_dim", model.embed_dim, mesh.shape["fsdp"], "the mesh's fsdp")
-    for name in ("vocab_size", "num_kv_heads", "ffw_dim"):
+    split = ("vocab_size", "num_kv_heads", "num_experts" if model.num_experts else "ffw_dim")
+    for name in split:
         require_multiple(name, getattr(model, name), mesh.shape["tensor"], "the mesh's tensor")
 
 

@@ -164,6 +164,6 @@ def test_probabilities_sum_to_one_where_matrix_products_are_bfloat16(policy, par
     half = Policy(dataclasses.replace(policy.config, compute_dtype="bfloat16"))
     size = policy.config.vocab_size  # as many completions of one token as there are tokens
     tokens = jnp.broadcast_to(jnp.arange(size)[:, None], (4, size, 1))
-    logps, _ = jax.jit(lambda prompts: score(half, params, prompts, tokens, 0.7))(prompts)
+    logps = jax.jit(lambda prompts: score(half, params, prompts, tokens, 0.7).logps)(prompts)
     assert logps.dtype == jnp.float32
     np.testing.assert_allclose(np.exp(logps).sum((1, 2)), 1, atol=1e-5)

@@ -177,7 +177,7 @@ def test_on_policy_gradient_by_log_probability_is_minus_weights_times_advantages
     @jax.jit
     def both(params):
         def logps_of(params):
-            return score(policy, params, batch.prompts, batch.completions.tokens, 1.0)[0]
+            return score(policy, params, batch.prompts, batch.completions.tokens, 1.0).logps
 
         _, pull = jax.vjp(logps_of, params)
         (loss, _), gradient = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)(

@@ -89,7 +89,10 @@ def save_changed(folder: Path, change: dict) -> None:
         ({"model.norm.weight": None}, "lacks tensors, 1 in all: model.norm.weight"),
         ({"lm_head.weight": np.ones((V, D))}, "has superfluous tensors, 1 in all: lm_head.weight"),
         ({"model.norm.weight": np.ones(F)}, r"norm.weight must have shape \[32\], got \[64\]"),
-        ({"model.norm.weight": np.ones(D, np.int32)}, "model.norm.weight must be F32, F16, BF16, got I32"),
+        (
+            {"model.norm.weight": np.ones(D, np.int32)},
+            "model.norm.weight must be F32, F16, BF16, got I32",
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_refused_by_name(copy, change, message):

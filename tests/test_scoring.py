@@ -110,7 +110,7 @@ def values_and_gradient(policy, params, prompts, tokens):
     weights = jnp.cos(jnp.arange(tokens.size, dtype=jnp.float32)).reshape(tokens.shape)
 
     def total(params):
-        logps, entropy = scoring.score(policy, params, prompts, tokens, 0.8)
+        logps, entropy, _ = scoring.score(policy, params, prompts, tokens, 0.8)
         return (weights * logps).sum() + entropy.sum(), (logps, entropy)
 
     gradient, values = jax.grad(total, has_aux=True)(params)
@@ -142,7 +142,7 @@ def test_chunked_scoring_never_holds_the_logits_of_all_tokens(backward, prompts,
     policy, params, tokens = Policy(config), sharp_params(config), draw_tokens(length=16)
 
     def logps(*arguments):
-        return scoring.score(policy, *arguments, 1.0)[0]
+        return scoring.score(policy, *arguments, 1.0).logps
 
     def gradient(params, *arguments):
         return jax.grad(lambda params: logps(params, *arguments).sum())(params)
@@ -173,7 +173,7 @@ def test_entropy_of_a_known_distribution_and_its_missing_gradient(prompts):
 
     @jax.jit
     def entropy(params, prompts, tokens):
-        return scoring.score(policy, params, prompts, tokens, 1.0)[1].sum()
+        return scoring.score(policy, params, prompts, tokens, 1.0).entropy.sum()
 
     value, gradient = jax.value_and_grad(entropy)(params, prompts, tokens)
     np.testing.assert_allclose(value / 8, 1.029653014065, rtol=1e-6)
@@ -214,7 +214,7 @@ def program(name, group):
     )
 
     def score(params, prompts, tokens):
-        return scoring.score(policy, params, prompts, tokens, 1.0)[0].sum()
+        return scoring.score(policy, params, prompts, tokens, 1.0).logps.sum()
 
     def prefill(params, prompts, tokens):
         return policy.apply({"params": params}, prompts.tokens, prompts.mask, method="prefill")

@@ -127,7 +127,7 @@ def test_loss_and_gradient_are_those_of_the_mean_negative_log_probability(tmp_pa
     assert set(mask.sum(-1).ravel().tolist()) == {2, 3, 4}  # the digit, exclamation marks, EOS
 
     def loss_of(params):
-        logps, _ = score(policy, params, prompts, tokens, 1.0)
+        logps = score(policy, params, prompts, tokens, 1.0).logps
         return -jnp.where(mask, logps, 0.0).sum() / mask.sum()
 
     params = meta.unbox(init_params(policy, jax.random.key(TASK.seed)))

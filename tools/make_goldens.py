@@ -59,6 +59,10 @@ MODELS = {  # family: name of its class in transformers, and what sets it apart
     "olmo2": ("Olmo2", {}),
     "phi3": ("Phi3", dict(sliding_window=WINDOW)),
     "smollm3": ("SmolLM3", {}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True),
+    ),
 }
 LENGTHS = (24, 15, 9)  # tokens of the rows, left-padded to the longest
 CONTINUED = 32

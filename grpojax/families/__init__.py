@@ -19,6 +19,7 @@ from grpojax.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from grpojax.families.stated import Stated
@@ -33,6 +34,7 @@ FAMILIES = {
     "olmo2": olmo2,
     "phi3": phi3,
     "smollm3": smollm3,
+    "qwen3_moe": qwen3_moe,
 }
 FREE = (
     "compute_dtype",
@@ -111,9 +113,14 @@ def tensor_table(model: ModelConfig) -> dict[str, tuple[Tensor, ...]]:
         table["lm_head.weight"] = (tensor("head/kernel"),)
     for i in range(model.num_layers):
         for name, paths in FAMILIES[model.family].BLOCK.items():
-            whole = name if name.endswith(".bias") else f"{name}.weight"
+            whole = f"model.layers.{i}.{name}" + ("" if name.endswith(".bias") else ".weight")
             parts = [paths] if isinstance(paths, str) else paths
-            table[f"model.layers.{i}.{whole}"] = tuple(tensor(f"layers/{p}", i) for p in parts)
+            if "*" in whole:
+                for expert in range(model.num_experts):
+                    part = tensor(f"layers/{paths}", i, expert)
+                    table[whole.replace("*", str(expert))] = (part,)
+            else:
+                table[whole] = tuple(tensor(f"layers/{path}", i) for path in parts)
     return table
 
 
@@ -125,10 +132,11 @@ def part_shapes(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], int]]:
         "final_norm/scale": ((d,), 0),
         "head/kernel": ((d, model.vocab_size), 1),
         "layers/attention/out/kernel": ((n, h, d), 2),
-        "layers/ffw/gate/kernel": ((d, f), 1),
-        "layers/ffw/up/kernel": ((d, f), 1),
-        "layers/ffw/down/kernel": ((f, d), 1),
+        "layers/ffw/router/kernel": ((d, model.num_experts), 1),
     }
+    for name, shape in (("gate", (d, f)), ("up", (d, f)), ("down", (f, d))):
+        shapes[f"layers/ffw/{name}/kernel"] = shape, 1
+        shapes[f"layers/ffw/{name}"] = shape, 1  # of one expert
     for norm in ("attention_norm", "attention_post_norm", "ffw_norm", "ffw_post_norm"):
         shapes[f"layers/{norm}/scale"] = (d,), 0
     for name, heads in (("query", n), ("key", k), ("value", k)):
