@@ -70,14 +70,19 @@ def mix(
 ) -> Float[Array, "B G S D"]:
     """The weighted sum of what each token's chosen experts make of it, on any mesh."""
     one_device = functools.partial(mix_local, activation=activation)
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return one_device(x, chosen, weights, *stacks, first=jnp.int32(0))
 
     def local(x, chosen, weights, *stacks):
+        # Said aloud: left to itself, the gradient of a gather from x is not summed over devices.
+        x, weights = jax.lax.pcast((x, weights), "tensor", to="varying")
         first = jax.lax.axis_index("tensor") * stacks[0].shape[0]
         return jax.lax.psum(one_device(x, chosen, weights, *stacks, first=first), "tensor")
 
-    tokens, experts = PartitionSpec(("data", "fsdp")), PartitionSpec("tensor")
+    split = x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0  # not so in `init`
+    tokens = PartitionSpec(("data", "fsdp") if split else None)
+    experts = PartitionSpec("tensor")
     specs = (tokens, tokens, tokens, experts, experts, experts)
     return jax.shard_map(local, in_specs=specs, out_specs=tokens)(x, chosen, weights, *stacks)
 
@@ -100,10 +105,11 @@ def mix_local(
     expert = jnp.where((expert >= 0) & (expert < held), expert, held)
     order = jnp.argsort(expert, stable=True)
     sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
-    rows = tokens[order // taken]
+    ours = (expert[order] < held)[:, None]
+    # `ragged_dot` leaves the rows after its last group undefined, in the gradient too.
+    rows = jnp.where(ours, tokens[order // taken], 0.0)
     hidden = ACTIVATIONS[activation](jax.lax.ragged_dot(rows, gate, sizes))
     made = jax.lax.ragged_dot(hidden * jax.lax.ragged_dot(rows, up, sizes), down, sizes)
-    ours = (expert[order] < held)[:, None]
     scaled = jnp.where(ours, made * weights.reshape(-1)[order][:, None], 0.0)
     return jnp.zeros_like(tokens).at[order // taken].add(scaled).reshape(x.shape)
 

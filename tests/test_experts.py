@@ -1,0 +1,123 @@
+"""Experts: the ragged path equals a dense loop, on any mesh, and no device sees another's."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from jax.sharding import AxisType
+
+from grpojax.experts import Routing, balance_loss, mix, routing
+from grpojax.model import Policy, abstract_params, init_params
+from grpojax.scoring import score
+from grpojax.sharding import sharded_init, use_mesh
+
+B, G, S, D, F, E, K = 4, 2, 3, 8, 5, 8, 3
+MESHES = {"1 device": (1, 1, 1), "4 on experts": (1, 1, 4), "2 on prompts, 2 on experts": (2, 1, 2)}
+
+
+def make_mesh(sizes):
+    axes, devices = ("data", "fsdp", "tensor"), jax.devices()[: np.prod(sizes)]
+    return jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Tokens, their experts (expert 7 is never chosen, 0 by most) and weights, and the kernels."""
+    random = np.random.default_rng(0)
+    normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+    chosen = np.stack([random.permutation(E - 1)[:K] for _ in range(B * G * S)])
+    chosen[::2, 0], chosen[::2, 1:] = 0, [1, 2]
+    stacks = tuple(0.3 * normal(E, *shape) for shape in ((D, F), (D, F), (F, D)))
+    chosen = chosen.reshape(B, G, S, K).astype(np.int32)
+    return jax.tree.map(
+        jnp.asarray, (normal(B, G, S, D), chosen, np.abs(normal(B, G, S, K)), stacks)
+    )
+
+
+def dense(x, chosen, weights, stacks):
+    """Every token through every expert, weighted by 0 where it did not choose it."""
+    total = 0.0
+    for e, (gate, up, down) in enumerate(zip(*stacks)):
+        weight = jnp.where(chosen == e, weights, 0.0).sum(-1, keepdims=True)
+        total += weight * ((jax.nn.silu(x @ gate) * (x @ up)) @ down)
+    return total
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_the_mixture_equals_a_dense_loop_in_value_and_gradient(inputs, sizes):
+    x, chosen, weights, stacks = inputs
+
+    def both(mixture):
+        def total(x, weights, stacks):
+            y = mixture(x, chosen, weights, stacks)
+            return (jnp.sin(y)).sum(), y
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, weights, stacks)
+
+    with use_mesh(make_mesh(sizes)):
+        found = both(functools.partial(mix, activation="silu"))
+    expected = both(dense)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    assert not np.any(found[0][2][0][7]) and np.any(found[0][2][0][6])
+
+
+MIXTURE = dataclasses.replace(
+    TINY, vocab_size=48, num_kv_heads=4, num_experts=8, experts_per_token=2, family="qwen3_moe"
+)
+
+
+def test_the_program_gathers_no_expert_of_another_device(prompts):
+    mesh, policy = make_mesh((1, 1, 4)), Policy(MIXTURE)
+    tokens = np.zeros((4, 2, 5), np.int32)
+
+    def total(params, prompts, tokens):
+        scored = score(policy, params, prompts, tokens, 1.0, tokens == 0)
+        return scored.logps.sum() + balance_loss(scored.routing).sum()
+
+    with use_mesh(mesh):
+        like = abstract_params(policy, mesh)
+        program = jax.jit(jax.grad(total)).lower(like, prompts, tokens).compile().as_text()
+    assert "all-reduce" in program
+    d, f = MIXTURE.embed_dim, MIXTURE.ffw_dim
+    for line in re.findall(r".*= .*all-gather.*", program):
+        assert not re.search(rf"\[(\d+,)*8,({d},{f}|{f},{d})\]", line), line
+
+
+def test_an_even_load_costs_one_and_a_lopsided_one_more():
+    even = jnp.full((2, 3, 4), 0.25)
+    np.testing.assert_allclose(balance_loss(Routing(even, even)), [1.0] * 3)
+    lopsided = jnp.tile(jnp.array([1.0, 0, 0, 0]), (2, 3, 1))
+    np.testing.assert_allclose(balance_loss(Routing(lopsided, lopsided)), [4.0] * 3)
+
+
+def test_routing_counts_the_counted_tokens_of_each_group_alone():
+    probabilities = jnp.array([[[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.6, 0.3, 0.1]] * 2]])
+    chosen = jnp.array([[[[0, 1], [2, 1]], [[0, 1]] * 2]])
+    counted = jnp.array([[[True, True], [True, False]]])
+    found = routing(probabilities, chosen, counted)
+    np.testing.assert_allclose(found.load, [[2 / 6, 3 / 6, 1 / 6]], rtol=1e-6)
+    np.testing.assert_allclose(found.probability, [[1.2 / 3, 0.8 / 3, 1 / 3]], rtol=1e-6)
+
+
+def logps_of(policy, params, prompts, tokens):
+    return score(policy, params, prompts, tokens, 1.0).logps
+
+
+def test_a_sharded_mixture_scores_as_one_device_does(prompts):
+    policy, tokens = Policy(MIXTURE), jnp.arange(40, dtype=jnp.int32).reshape(4, 2, 5)
+    scored = {}
+    for name, sizes in MESHES.items():
+        mesh = make_mesh(sizes)
+        with use_mesh(mesh):
+            init = functools.partial(init_params, policy, jax.random.key(0))
+            params = sharded_init(init, abstract_params(policy, mesh))
+            run = jax.jit(functools.partial(logps_of, policy))
+            scored[name] = np.asarray(run(params, prompts, tokens))
+    for logps in scored.values():
+        np.testing.assert_allclose(logps, scored["1 device"], atol=1e-5)
