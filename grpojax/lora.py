@@ -39,9 +39,8 @@ def combine(frozen: Params, trained: Params) -> Params:
 
 def merge(params: Params, model: ModelConfig) -> Params:
     """The parameters without adapters that compute the same: each kernel + a b * alpha / rank."""
-    if not isinstance(params, dict):
-        return params
-    rest = {name: merge(leaf, model) for name, leaf in params.items() if name not in LEAVES}
+    kept = {name: leaf for name, leaf in params.items() if name not in LEAVES}
+    rest = {k: merge(leaf, model) if isinstance(leaf, dict) else leaf for k, leaf in kept.items()}
     if LEAVES[0] in params:
         rest["kernel"] = merged_kernel(params["kernel"], *(params[name] for name in LEAVES), model)
     return rest
