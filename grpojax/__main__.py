@@ -13,6 +13,7 @@ from grpojax.arguments import (
     HELP,
     DoctorArguments,
     EvaluateArguments,
+    ExportArguments,
     ImportArguments,
     ReportArguments,
     SampleArguments,
@@ -142,6 +143,22 @@ def import_pretrained(args: list[str]) -> int:
     return 0
 
 
+def export(args: list[str]) -> int:
+    arguments = parse(ExportArguments, "export", args)
+    require_folder(arguments.run)
+    from grpojax.export import export_run
+
+    said = export_run(
+        arguments.run,
+        arguments.out,
+        step=arguments.step,
+        dtype=arguments.dtype,
+        adapters=arguments.adapters,
+    )
+    print(said)
+    return 0
+
+
 def report(args: list[str]) -> int:
     arguments = parse(ReportArguments, "report", args)
     require_folder(arguments.run)
@@ -165,6 +182,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], type]] = {
     "evaluate": (evaluate, EvaluateArguments),
     "sample": (sample, SampleArguments),
     "import": (import_pretrained, ImportArguments),
+    "export": (export, ExportArguments),
     "report": (report, ReportArguments),
     "doctor": (doctor, DoctorArguments),
 }

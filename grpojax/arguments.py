@@ -90,6 +90,17 @@ class ImportArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Writes a run's weights as a Hugging Face folder, or its adapters as a PEFT folder."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    out: Path  # folder to write, new or empty
+    step: int | None = None  # of the checkpoint; by default the newest
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights: others are cast
+    adapters: OnOff = False  # the adapters alone, for peft; without it they are merged
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportArguments:
     """Writes curves.png and report.html into a run directory."""
 

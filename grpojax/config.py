@@ -214,6 +214,8 @@ class Config:
     init: str = ""  # first parameters: empty for random, a Hugging Face folder or a run directory
     # empty: that of `init`, or SentencePiece trained on the task's text; or bytes, a folder, a file
     tokenizer: str = ""
+    chat: bool = False  # prompts are what a user says, put in the tokenizer's chat template
+    system: str = ""  # what the system says before, in a chat; empty: nothing
     steps: int = 100  # batches of prompts sampled
     seed: int = 0  # of the parameters, the order of the data and every draw
     model: ModelConfig = ModelConfig()
@@ -231,6 +233,7 @@ class Config:
         require_fields(self)
         require_positive(self, "steps")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        require(self.chat or not self.system, "system needs chat, got chat=False")
         require(bool(self.rewards), "rewards must name at least one reward, got none")
         for name, weight in self.rewards.items():
             number = isinstance(weight, int | float) and math.isfinite(weight)

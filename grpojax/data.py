@@ -91,7 +91,7 @@ def make_demonstrations(
             f"{missing} of {len(examples)}; let the task write some, or train without the stage"
         )
     prompts = make_prompts(examples, tokenizer, prompt_length)
-    rows = [[*tokenizer.encode(example.completion), tokenizer.eos_id] for example in examples]
+    rows = [[*tokenizer.encode(example.completion), tokenizer.eos_ids[0]] for example in examples]
     refuse_long("completion", rows, "completion_length", completion_length)
     tokens, mask = (a[:, None] for a in padded(rows, completion_length, tokenizer.pad_id))
 

@@ -5,7 +5,6 @@ llama.cpp keeps the same networks under other names: the rows of Llama's queries
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from grpojax.architecture import ModelConfig
+from grpojax.chat import Chat
 from grpojax.checks import require
 from grpojax.families import Tensor, describe_model, tensor_table
-from grpojax.pretrained import check_tensors, write_tensors
+from grpojax.pretrained import check_tensors, new_folder, write_tensors
 from grpojax.tokenizer import Tokenizer
 from grpojax.vocabulary import byte_level_bpe, sentencepiece_from_tables
 
@@ -65,17 +65,8 @@ def import_gguf(path: str | Path, folder: str | Path) -> None:
     ValueError if the file cannot be read, is of no known architecture, holds other tensors than
     that has, or asks for something unsupported; or if `folder` is not empty.
     """
-    folder = Path(folder)
-    require(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-        f"{folder} must be new or empty; remove it or name another",
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / folder.name
-        whole.mkdir()
+    with new_folder(Path(folder)) as whole:
         convert_gguf(Path(path), whole)
-        whole.rename(folder)
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
@@ -87,16 +78,15 @@ def convert_gguf(path: Path, folder: Path) -> None:
         architecture = fields["general.architecture"]
         model = model_of(fields, tied="output.weight" not in stored)
         tokenizer = tokenizer_of(fields)
+        tokenizer.chat = Chat(fields.get("tokenizer.chat_template", ""))
         tokenizer.save(folder)
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}; take another file") from None
     except (ValueError, IndexError, OverflowError, OSError) as error:
         raise ValueError(f"{path} is no GGUF file that can be imported: {error}") from None
-    ends = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ends = {"eos_token_id": tokenizer.eos_ids[0], "pad_token_id": tokenizer.pad_id}
     config = describe_model(model) | {"torch_dtype": "float32"} | ends
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if template := fields.get("tokenizer.chat_template"):
-        (folder / "chat_template.jinja").write_text(template)
     table = tensor_table(model)
     names = gguf.get_tensor_name_map(ARCHITECTURES[architecture][0], model.num_layers)
     sources = {name: names.get_name(name, (".weight", ".bias")) for name in table}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,24 @@ def check_tensors(
         rows, *rest = zip(*(tensor.stored_shape for tensor in tensors))
         shape = [sum(rows), *(sizes[0] for sizes in rest)]
         require(found[name] == shape, f"{path}: {name} must have shape {shape}, got {found[name]}")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when all went well; else nothing is left.
+
+    Raises ValueError if `folder` exists and is not empty.
+    """
+    require(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        f"{folder} must be new or empty; remove it or name another",
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / folder.name
+        whole.mkdir()
+        yield whole
+        whole.rename(folder)
 
 
 def save_params(

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from grpojax.architecture import ModelConfig
+from grpojax.chat import render_chat
 from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import Config, from_dict
 from grpojax.families import FREE
 from grpojax.lora import combine, merge, split
 from grpojax.model import Policy, abstract_params, init_params
+from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
 from grpojax.sharding import check_mesh, make_mesh, sharded_init
-from grpojax.task import Reward, Task
+from grpojax.task import Example, Reward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
 from grpojax.types import Params
@@ -59,6 +62,8 @@ def open_run(config: Config, workdir: Path) -> Run:
     rewards = choose_rewards(config.rewards, task)
     check_init(config)
     tokenizer = open_tokenizer(config, workdir, task)
+    if config.chat:
+        task = as_chats(task, tokenizer, config.system)
     require(
         tokenizer.vocab_size <= config.model.vocab_size,
         f"the model's vocab_size={config.model.vocab_size} must hold the tokenizer's "
@@ -148,6 +153,10 @@ def initial_params(run: Run, say: Callable[[str], None]) -> Params:
 def named_params(config: Config, like: Params, mesh: Mesh, say: Callable[[str], None]) -> Params:
     """The parameters that `init` names, without adapters, placed as `like` says."""
     folder = Path(config.init)
+    if is_adapters(folder):
+        adapters, adapted = load_adapters(folder, without_lora(config.model))
+        base = load_params(base_folder(folder), config.model, like)
+        return merge(combine(base, adapters), adapted)
     if not is_run(folder):
         return load_params(folder, config.model, like)
     params, _ = trained_params(folder, mesh, say)
@@ -185,6 +194,9 @@ def check_init(config: Config) -> None:
                 ours == theirs or name in FREE,
                 f"model.{name} must be {theirs}, as in init={config.init}, got {ours}",
             )
+    elif is_adapters(folder):
+        check_model(base_folder(folder), config.model)
+        load_adapters(folder, without_lora(config.model))
     else:
         check_model(folder, config.model)
 
@@ -194,14 +206,38 @@ def is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir()
 
 
+def is_adapters(folder: Path) -> bool:
+    """Whether `folder` holds adapters as PEFT stores them."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def without_lora(model: ModelConfig) -> ModelConfig:
+    """The shape of the base."""
+    return dataclasses.replace(model, lora_rank=0)
+
+
 def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:
     """The tokenizer that `config` names, or that of `init`, or one trained on the task's text."""
+    if not config.tokenizer and config.init and is_adapters(Path(config.init)):
+        return load_tokenizer(str(base_folder(Path(config.init))))
     if source := config.tokenizer or config.init:
         return load_tokenizer(source)
     if (workdir / "config.json").exists():  # its parameters know no other tokens
         return load_tokenizer(str(workdir))
     texts = [example.prompt + example.completion for example in task.splits["train"]]
     return train_sentencepiece(texts, config.model.vocab_size)
+
+
+def as_chats(task: Task, tokenizer: Tokenizer, system: str) -> Task:
+    """The task with each prompt as what a user says, in the tokenizer's chat template."""
+    before = [{"role": "system", "content": system}] if system else []
+
+    def chats(examples: Sequence[Example]) -> list[Example]:
+        asked = [[*before, {"role": "user", "content": example.prompt}] for example in examples]
+        texts = render_chat(tokenizer.chat, asked)
+        return [dataclasses.replace(example, prompt=t) for example, t in zip(examples, texts)]
+
+    return Task(splits={k: chats(v) for k, v in task.splits.items()}, rewards=task.rewards)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

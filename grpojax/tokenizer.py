@@ -15,6 +15,8 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Bool, Int
 
+from grpojax.chat import Chat
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space in its pieces
 BYTE_PIECES = [bytes([byte]) for byte in range(256)] + [b"<eos>", b"<pad>"]
@@ -22,11 +24,12 @@ BYTE_PIECES = [bytes([byte]) for byte in range(256)] + [b"<eos>", b"<pad>"]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. `pad_id` may equal `eos_id`: masks say what is padding, never ids."""
+    """Text to ids and back. `pad_id` may be an EOS too: masks say what is padding, never ids."""
 
     vocab_size: int  # ids are 0 ... vocab_size - 1
-    eos_id: int
+    eos_ids: tuple[int, ...]  # tokens that end a text; the first is the one to write
     pad_id: int
+    chat: Chat
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added. Raises ValueError on text that the tokens cannot hold."""
@@ -41,7 +44,10 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """One id per byte of UTF-8, then EOS (256) and padding (257)."""
 
-    vocab_size, eos_id, pad_id = 258, 256, 257
+    vocab_size, eos_ids, pad_id = 258, (256,), 257
+
+    def __init__(self) -> None:
+        self.chat = Chat()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -66,11 +72,11 @@ class SentencePieceTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(f"not a SentencePiece model ({str(error).splitlines()[0]})") from None
-        self.vocab_size = self._processor.get_piece_size()
-        self.eos_id, pad_id = self._processor.eos_id(), self._processor.pad_id()
-        if self.eos_id < 0:
+        self.vocab_size, self.chat = self._processor.get_piece_size(), Chat()
+        eos_id, pad_id = self._processor.eos_id(), self._processor.pad_id()
+        if eos_id < 0:
             raise ValueError("the SentencePiece model has no EOS; train it with one")
-        self.pad_id = self.eos_id if pad_id < 0 else pad_id
+        self.eos_ids, self.pad_id = (eos_id,), eos_id if pad_id < 0 else pad_id
         self._pieces = [self._piece(id) for id in range(self.vocab_size)]
 
     def encode(self, text: str) -> list[int]:
@@ -86,6 +92,7 @@ class SentencePieceTokenizer:
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / "tokenizer.model").write_bytes(self._processor.serialized_model_proto())
+        save_settings(Path(folder), self, {})
 
     def _piece(self, id: int) -> bytes:
         piece = self._processor.id_to_piece(id)
@@ -97,14 +104,15 @@ class SentencePieceTokenizer:
 class HuggingFaceTokenizer:
     """A Hugging Face `tokenizer.json`, with the EOS and padding that are named beside it."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int, pad_id: int):
-        """Raises ValueError unless `eos_id` and `pad_id` are tokens of `tokenizer`."""
-        for name, id in (("EOS", eos_id), ("padding", pad_id)):
+    def __init__(self, tokenizer: tokenizers.Tokenizer, eos_ids: tuple[int, ...], pad_id: int):
+        """Raises ValueError unless `eos_ids` and `pad_id` are tokens of `tokenizer`."""
+        for name, id in (*(("EOS", id) for id in eos_ids), ("padding", pad_id)):
             if tokenizer.id_to_token(id) is None:
                 raise ValueError(f"the {name} id {id} is not a token of the tokenizer")
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer, self.eos_id, self.pad_id = tokenizer, eos_id, pad_id
+        self._tokenizer, self.eos_ids, self.pad_id = tokenizer, eos_ids, pad_id
+        self.chat = Chat()
         self._known = set(tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = max(self._known) + 1
 
@@ -124,10 +132,10 @@ class HuggingFaceTokenizer:
         self._tokenizer.save(str(Path(folder) / "tokenizer.json"))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self._tokenizer.id_to_token(self.eos_id),
+            "eos_token": self._tokenizer.id_to_token(self.eos_ids[0]),
             "pad_token": self._tokenizer.id_to_token(self.pad_id),
         }
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        save_settings(Path(folder), self, settings)
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -151,10 +159,13 @@ def load_tokenizer(source: str) -> Tokenizer:
         raise ValueError(f"no tokenizer at {source}; give bytes, a {files}, or a folder with one")
     try:
         if path.suffix == ".json":
-            return read_huggingface(path)
-        if path.suffix == ".model":
-            return SentencePieceTokenizer(path.read_bytes())
-        return ByteTokenizer()
+            tokenizer = read_huggingface(path)
+        elif path.suffix == ".model":
+            tokenizer = SentencePieceTokenizer(path.read_bytes())
+        else:
+            tokenizer = ByteTokenizer()
+        tokenizer.chat = read_chat(path.parent)
+        return tokenizer
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot read the tokenizer {path}: {error}; replace the file") from None
 
@@ -165,7 +176,7 @@ def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
     No other token ends it: where the vocabulary has a longer one ("\\n\\n" beside "\\n"), a
     completion that chooses the longer goes on. Raises ValueError unless each text is one token.
     """
-    ids = [tokenizer.eos_id]
+    ids = list(tokenizer.eos_ids)
     for text in stop:
         tokens = tokenizer.encode(text)
         if len(tokens) != 1:
@@ -202,24 +213,55 @@ def read_huggingface(path: Path) -> HuggingFaceTokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(error) from None
-    eos_id, pad_id = (special_id(tokenizer, path.parent, name) for name in ("eos", "pad"))
-    if eos_id is None:
+    eos_ids, pad_ids = (special_ids(tokenizer, path.parent, name) for name in ("eos", "pad"))
+    if not eos_ids:
         raise ValueError("nothing names EOS: give eos_token in a tokenizer_config.json beside it")
-    return HuggingFaceTokenizer(tokenizer, eos_id, eos_id if pad_id is None else pad_id)
+    return HuggingFaceTokenizer(tokenizer, eos_ids, (pad_ids or eos_ids)[0])
 
 
-def special_id(tokenizer: tokenizers.Tokenizer, folder: Path, name: str) -> int | None:
-    """Id of the token `name` ("eos" or "pad") as the JSON files in `folder` give it, or None."""
-    token = read_json(folder / "tokenizer_config.json").get(f"{name}_token")
-    if token is None:
-        id = read_json(folder / "config.json").get(f"{name}_token_id")
-        if isinstance(id, list):
-            raise ValueError(f"{name}_token_id of config.json must be one id, got {id}")
-        return id
-    id = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)
-    if id is None:
-        raise ValueError(f"{name}_token {token!r} of tokenizer_config.json is not a token")
-    return id
+def special_ids(tokenizer: tokenizers.Tokenizer, folder: Path, name: str) -> tuple[int, ...]:
+    """Ids of the tokens `name` ("eos" or "pad") as the JSON files in `folder` give them.
+
+    The one that tokenizer_config.json names comes first, then those of the other two files.
+    """
+    ids = []
+    token = text_of(read_json(folder / "tokenizer_config.json").get(f"{name}_token"))
+    if token is not None:
+        ids.append(tokenizer.token_to_id(token))
+        if ids[0] is None:
+            raise ValueError(f"{name}_token {token!r} of tokenizer_config.json is not a token")
+    for file in ("generation_config.json", "config.json"):
+        found = read_json(folder / file).get(f"{name}_token_id")
+        ids += found if isinstance(found, list) else [] if found is None else [found]
+    return tuple(dict.fromkeys(ids))
+
+
+def read_chat(folder: Path) -> Chat:
+    """The chat template in `folder`, from its own file or from tokenizer_config.json."""
+    config = read_json(folder / "tokenizer_config.json")
+    file = folder / "chat_template.jinja"
+    template = file.read_text() if file.is_file() else config.get("chat_template") or ""
+    if isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {name: text_of(config[name]) for name in names if config.get(name)}
+    return Chat(template, special)
+
+
+def save_settings(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Writes what stands beside a tokenizer's file: special tokens, EOS ids, the chat template."""
+    if settings := tokenizer.chat.special | settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if len(tokenizer.eos_ids) > 1:
+        ends = {"eos_token_id": list(tokenizer.eos_ids)}
+        (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+    if tokenizer.chat.template:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat.template)
+
+
+def text_of(token: str | dict[str, Any] | None) -> str | None:
+    """The text of a special token, which newer files state with how it is matched."""
+    return token["content"] if isinstance(token, dict) else token
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def byte_level_bpe(
     tokenizer.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in special]
     )
-    return HuggingFaceTokenizer(tokenizer, eos_id, pad_id)
+    return HuggingFaceTokenizer(tokenizer, (eos_id,), pad_id)
 
 
 def splitters(name: str) -> list[PreTokenizer]:

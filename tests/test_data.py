@@ -112,7 +112,7 @@ def test_demonstrations_are_groups_of_one_with_the_mask_true_through_eos():
     ]
     prompts, tokens, mask = demonstrations(examples)(0)
     rows = np.argsort(prompts.ids)
-    eos, pad = BYTES.eos_id, BYTES.pad_id
+    eos, pad = BYTES.eos_ids[0], BYTES.pad_id
     np.testing.assert_array_equal(tokens[rows], [[[97, 98, 99, eos]], [[100, eos, pad, pad]]])
     np.testing.assert_array_equal(mask[rows], [[[True] * 4], [[True, True, False, False]]])
     assert tokens.dtype == np.int32 and mask.dtype == np.bool_

@@ -1,6 +1,7 @@
 """Every family against transformers: the tiny checkpoints of goldens/, by tools/make_goldens.py."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import load_folder
 
-from grpojax.families import FAMILIES
+from grpojax.config import ModelConfig
+from grpojax.families import FAMILIES, describe_model, read_model
 from grpojax.model import Policy
 from grpojax.pretrained import read_model_config
 from grpojax.sampling import make_sampler, stream_key
@@ -67,3 +69,21 @@ def test_greedy_continuations_equal_those_of_transformers_but_for_near_ties(gold
             assert gap[apart[0]] < 1e-4
             ties += 1
     assert ties <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_describes_what_it_reads(family):
+    """So an export can be read back; old and new ways to write the rotary fields are one."""
+    model = read_model_config(GOLDENS / family)
+    described = describe_model(model)
+    assert read_model(described) == model
+    assert described["architectures"] == [FAMILIES[family].ARCHITECTURE]
+
+
+def test_a_shape_that_the_family_cannot_say_is_refused():
+    with pytest.raises(ValueError, match="norm_offset=True cannot be said in the"):
+        describe_model(ModelConfig(norm_offset=True))
+
+
+def test_the_families_are_those_of_the_config():
+    assert set(get_args(get_type_hints(ModelConfig)["family"])) == set(FAMILIES)

@@ -126,7 +126,7 @@ def test_the_imported_tokenizer_splits_digits_and_knows_its_end(folder):
     tokenizer = load_tokenizer(str(folder))
     ids = tokenizer.encode("12\n\n<|im_end|>")
     assert [TOKENS[id] for id in ids] == ["1", "2", "ĊĊ", "<|im_end|>"]
-    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (V, 2, 2)
+    assert (tokenizer.vocab_size, tokenizer.eos_ids[0], tokenizer.pad_id) == (V, 2, 2)
 
 
 @pytest.mark.parametrize(

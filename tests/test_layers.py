@@ -14,22 +14,13 @@ PACKAGE = ROOT / "grpojax"
 
 LEVELS = [
     {"types", "architecture", "config", "checks", "names", "task", "signals"},
-    {
-        "attention",
-        "rotary",
-        "layers",
-        "experts",
-        "lora",
-        "families",
-        "grpo",
-        "sharding",
-        "tokenizer",
-    }
-    | {"rewards", "metrics", "console", "checkpoint", "presets", "comparison"},
+    {"attention", "rotary", "layers", "experts", "lora", "families", "grpo", "sharding"}
+    | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
+    | {"comparison"},
     {"model", "tasks", "summary", "vocabulary"},
-    {"sampling", "scoring", "pretrained", "gguf", "hub", "data"},
+    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
     {"learner", "run"},
-    {"evaluate", "arithmetic", "sample"},
+    {"evaluate", "arithmetic", "sample", "export"},
     {"train", "sft"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
@@ -37,9 +28,10 @@ LEVELS = [
 # Files of one noun, split for length, see each other; so do the files of a folder.
 FAMILIES = [
     {"layers", "experts"},
+    {"tokenizer", "chat"},
     {"config", "architecture", "checks"},
     {"metrics", "console"},
-    {"pretrained", "gguf", "hub"},
+    {"pretrained", "peft", "gguf", "hub"},
     {"report", "curves"},
     LEVELS[8],
 ]
@@ -49,8 +41,9 @@ WALLS = {
     "optax": {"learner", "sft"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},
+    "jinja2": {"chat"},
     "sentencepiece": {"tokenizer", "vocabulary"},
-    "safetensors": {"pretrained"},
+    "safetensors": {"pretrained", "peft"},
     "gguf": {"gguf"},
     "tensorflow_datasets": {"data", "tasks"},
     "grain": {"data", "tasks"},

@@ -52,7 +52,7 @@ def test_a_saved_tokenizer_is_read_back(tmp_path, huggingface, sentencepiece):
             loaded = load_tokenizer(str(source))
             assert type(loaded) is type(tokenizer)
             assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (
-                (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+                (tokenizer.vocab_size, tokenizer.eos_ids[0], tokenizer.pad_id)
             )
             ids = tokenizer.encode(text)
             assert loaded.encode(text) == ids and loaded.decode(ids) == text
@@ -74,7 +74,7 @@ def test_eos_and_padding_are_what_the_folder_says(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(str(tmp_path))
-    assert (tokenizer.eos_id, tokenizer.pad_id) == expected
+    assert (tokenizer.eos_ids[0], tokenizer.pad_id) == expected
 
 
 @pytest.mark.parametrize(

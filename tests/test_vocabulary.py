@@ -133,7 +133,7 @@ def test_a_sentencepiece_model_is_built_from_its_tables(add_space):
     tokenizer = sentencepiece_from_tables(
         *zip(*rows), add_space=add_space, ends={"bos_id": 1, "eos_id": 2, "unk_id": 0}
     )
-    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (2, 2, len(rows))
+    assert (tokenizer.eos_ids[0], tokenizer.pad_id, tokenizer.vocab_size) == (2, 2, len(rows))
     pieces = [tokenizer.decode([id]) for id in tokenizer.encode("ab a")]
     assert pieces == ([" "] if add_space else []) + ["ab", " a"]
     assert tokenizer.decode(tokenizer.encode("é")) == " " * add_space + "é"  # by its bytes

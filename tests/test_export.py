@@ -1,0 +1,107 @@
+"""Export: what a run wrote is read back bit for bit, and adapters go out and come in."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load_folder
+from test_train import CONFIG
+
+from grpojax.__main__ import main
+from grpojax.export import export_run
+from grpojax.lora import merge, split
+from grpojax.pretrained import read_model_config
+from grpojax.run import initial_params, open_run, trained_params
+from grpojax.sharding import make_mesh, use_mesh
+from grpojax.train import train
+
+
+def run_of(folder, **fields):
+    config = dataclasses.replace(CONFIG, steps=1, **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train(config, folder / "run") == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run that trained everything, and its config."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder / "run", run_of(folder)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, plain):
+    """A run of adapters on what `plain` exported, and its config."""
+    folder = tmp_path_factory.mktemp("adapted")
+    export_run(plain[0], folder / "base", step=None, dtype="float32", adapters=False)
+    model = dataclasses.replace(plain[1].model, lora_rank=2, lora_alpha=8.0)
+    return folder / "run", run_of(folder, init=str(folder / "base"), model=model)
+
+
+def params_of(run):
+    workdir, config = run
+    mesh = make_mesh(config.mesh)
+    with use_mesh(mesh):
+        return trained_params(workdir, mesh, pytest.fail)[0]
+
+
+def test_an_export_is_read_back_bit_for_bit(plain, tmp_path, capsys):
+    workdir, config = plain
+    out = tmp_path / "models/out"
+    assert main(["export", str(workdir), "--out", str(out)]) == 0
+    assert "step 1 of" in capsys.readouterr().out
+    assert read_model_config(out) == config.model
+    chex.assert_trees_all_equal(load_folder(out, config.model), params_of(plain))
+    config_json = json.loads((out / "config.json").read_text())
+    assert config_json["architectures"] == ["LlamaForCausalLM"]
+    assert config_json["torch_dtype"] == "float32"
+    assert (out / "tokenizer.bytes").exists()
+
+
+def test_a_cast_is_said_and_rounds_to_the_nearest(plain, tmp_path):
+    workdir, config = plain
+    said = export_run(workdir, tmp_path / "half", step=1, dtype="bfloat16", adapters=False)
+    assert "as bfloat16" in said
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), params_of(plain))
+    chex.assert_trees_all_equal(load_folder(tmp_path / "half", config.model), rounded)
+
+
+def test_an_export_of_a_run_of_adapters_has_them_merged(adapted, tmp_path):
+    workdir, config = adapted
+    export_run(workdir, tmp_path / "out", step=None, dtype="float32", adapters=False)
+    params, base = params_of(adapted), read_model_config(tmp_path / "out")
+    assert base == dataclasses.replace(config.model, lora_rank=0, lora_alpha=base.lora_alpha)
+    chex.assert_trees_all_equal(load_folder(tmp_path / "out", base), merge(params, config.model))
+    trained, _ = split(params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(trained))
+
+
+def test_adapters_go_out_and_come_in_merged_into_their_base(adapted, tmp_path):
+    """A run that starts from the PEFT folder starts from what the run of adapters ended with."""
+    workdir, config = adapted
+    export_run(workdir, tmp_path / "peft", step=None, dtype="float32", adapters=True)
+    names = {path.name for path in (tmp_path / "peft").iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.bytes"}
+    model = dataclasses.replace(config.model, lora_rank=0)
+    started = dataclasses.replace(config, init=str(tmp_path / "peft"), model=model)
+    run = open_run(started, tmp_path / "next")
+    with use_mesh(run.mesh):
+        found = initial_params(run, pytest.fail)
+    chex.assert_trees_all_equal(found, merge(params_of(adapted), config.model))
+
+
+def test_what_cannot_be_exported_is_refused(plain, tmp_path):
+    workdir, _ = plain
+    with pytest.raises(ValueError, match="trained no adapters"):
+        export_run(workdir, tmp_path / "out", step=None, dtype="float32", adapters=True)
+    with pytest.raises(ValueError, match="no checkpoint 7 in"):
+        export_run(workdir, tmp_path / "out", step=7, dtype="float32", adapters=False)
+    with pytest.raises(ValueError, match="must be new or empty"):
+        export_run(workdir, workdir, step=None, dtype="float32", adapters=False)
+    assert list(tmp_path.iterdir()) == []
