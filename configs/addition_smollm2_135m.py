@@ -28,8 +28,8 @@ def get_config() -> Config:
         steps=200,
         model=dataclasses.replace(smollm2_135m(), remat=True),
         sampling=SamplingConfig(prompt_length=40, completion_length=4, stop=("\n", "\n\n")),
-        grpo=GRPOConfig(prompts_per_step=8, group_size=16, beta=0.0),
-        optimizer=OptimizerConfig(learning_rate=1e-5),
+        grpo=GRPOConfig(prompts_per_step=16, group_size=16, beta=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-5, schedule="linear"),
         evaluation=EvaluationConfig(every=50, examples=256, samples=1),
         checkpoint=CheckpointConfig(every=50, keep=1),
     )
