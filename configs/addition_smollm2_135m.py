@@ -3,8 +3,10 @@
     grpojax import smollm2-135m
     grpojax train configs/addition_smollm2_135m.py
 
-Result of these 200 steps: not yet measured. After 100 of them (2 CPU cores, 256 held-out sums, 11
-minutes beside other programs) greedy accuracy went from 0.406 ± 0.031 to 0.848 ± 0.023.
+Result (2 CPU cores, 2026-11-23, 200 steps, 31 minutes with tests running beside it): greedy
+accuracy on 256 sums that were never trained on went from 0.406 ± 0.031 to 0.891 ± 0.020, sampled
+from 0.188 ± 0.024 to 0.863 ± 0.022. The sampler's log-probabilities and the trainer's differed by
+6e-7 a token on average and by 1e-4 at most. experiments/LOG.md has what did not work as well.
 """
 
 import dataclasses
@@ -28,8 +30,8 @@ def get_config() -> Config:
         steps=200,
         model=dataclasses.replace(smollm2_135m(), remat=True),
         sampling=SamplingConfig(prompt_length=40, completion_length=4, stop=("\n", "\n\n")),
-        grpo=GRPOConfig(prompts_per_step=8, group_size=16, beta=0.0),
-        optimizer=OptimizerConfig(learning_rate=1e-5),
+        grpo=GRPOConfig(prompts_per_step=16, group_size=16, beta=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-5, schedule="linear"),
         evaluation=EvaluationConfig(every=50, examples=256, samples=1),
         checkpoint=CheckpointConfig(every=50, keep=1),
     )

@@ -9,7 +9,8 @@ the article's β = 0.01, G = 16.
     python -m experiments.beta_and_group_size --all
     python -m experiments.beta_and_group_size --summarize
 
-Result: not yet measured.
+Result (2026-11-23, 3 seeds, 2 CPU cores): 32 prompts x 4 ends 0.08 to 0.13 above 8 prompts x 16 in
+sampled accuracy, whatever β; no β is ahead at every G. LOG.md has the table.
 """
 
 import dataclasses

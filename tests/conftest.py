@@ -4,6 +4,9 @@ import os
 import pathlib
 import pkgutil
 
+# Tests compile far longer than they run: less effort on code halves it. Read when JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 from jaxtyping import install_import_hook
 
