@@ -139,7 +139,8 @@ def import_pretrained(args: list[str]) -> int:
     arguments = parse(ImportArguments, "import", args)
     from grpojax.hub import import_model
 
-    print(import_model(arguments.name, arguments.out or Path("models") / arguments.name))
+    out = arguments.out or Path("models") / Path(arguments.name).name.removesuffix(".gguf").lower()
+    print(import_model(arguments.name, out))
     return 0
 
 

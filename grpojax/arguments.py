@@ -85,8 +85,8 @@ class SampleArguments:
 class ImportArguments:
     """Downloads, verifies and converts a pretrained model, once."""
 
-    name: tyro.conf.Positional[str]  # of the model, for example smollm2-135m
-    out: Path | None = None  # folder to write; by default models/NAME
+    name: tyro.conf.Positional[str]  # smollm2-135m, a GGUF file, or a Hub id as Qwen/Qwen3-0.6B
+    out: Path | None = None  # folder to write; by default models/ and the end of the name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
         architecture = fields["general.architecture"]
         model = model_of(fields, tied="output.weight" not in stored)
         tokenizer = tokenizer_of(fields)
-        tokenizer.chat = Chat(fields.get("tokenizer.chat_template", ""))
+        tokenizer.chat = chat_of(fields)
         tokenizer.save(folder)
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}; take another file") from None
@@ -165,6 +165,15 @@ def tokenizer_of(fields: dict[str, Any]) -> Tokenizer:
     ends = {ours: table[theirs] for theirs, ours in names.items() if theirs in table}
     add_space = table.get("add_space_prefix", True)
     return sentencepiece_from_tables(tokens, table["scores"], kinds, add_space=add_space, ends=ends)
+
+
+def chat_of(fields: dict[str, Any]) -> Chat:
+    """The chat template in the metadata of a GGUF file, and the special tokens it can name."""
+    tokens, special = fields["tokenizer.ggml.tokens"], {}
+    for name in ("bos", "eos"):
+        if (id := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            special[f"{name}_token"] = tokens[id]
+    return Chat(fields.get("tokenizer.chat_template", ""), special)
 
 
 def dequantise(

@@ -57,6 +57,7 @@ class ByteTokenizer:
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / "tokenizer.bytes").write_text("UTF-8 bytes; EOS is 256, padding 257\n")
+        save_settings(Path(folder), self, {})
 
 
 class SentencePieceTokenizer:

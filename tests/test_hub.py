@@ -28,5 +28,5 @@ def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(tmp_path):
 
 
 def test_an_unknown_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="unknown model 'gpt2'; known: smollm2-135m"):
+    with pytest.raises(ValueError, match="unknown model 'gpt2'; give smollm2-135m, a GGUF"):
         import_model("gpt2", tmp_path / "m")

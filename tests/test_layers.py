@@ -45,6 +45,7 @@ WALLS = {
     "sentencepiece": {"tokenizer", "vocabulary"},
     "safetensors": {"pretrained", "peft"},
     "gguf": {"gguf"},
+    "huggingface_hub": {"hub"},
     "tensorflow_datasets": {"data", "tasks"},
     "grain": {"data", "tasks"},
     "rich": {"metrics", "console"},

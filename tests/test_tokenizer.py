@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_vocabulary import huggingface, sentencepiece  # noqa: F401
 
+from grpojax.chat import Chat
 from grpojax.tokenizer import ByteTokenizer, decode_groups, load_tokenizer, stop_ids
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -51,30 +52,50 @@ def test_a_saved_tokenizer_is_read_back(tmp_path, huggingface, sentencepiece):
         for source in (tmp_path / name, file):
             loaded = load_tokenizer(str(source))
             assert type(loaded) is type(tokenizer)
-            assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (
-                (tokenizer.vocab_size, tokenizer.eos_ids[0], tokenizer.pad_id)
-            )
+            for field in ("vocab_size", "eos_ids", "pad_id"):
+                assert getattr(loaded, field) == getattr(tokenizer, field)
             ids = tokenizer.encode(text)
             assert loaded.encode(text) == ids and loaded.decode(ids) == text
     assert isinstance(load_tokenizer("bytes"), ByteTokenizer)
 
 
 @pytest.mark.parametrize(
-    ("settings", "config", "expected"),
+    ("settings", "config", "eos_ids", "pad_id"),
     [
-        ({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, {"eos_token_id": 1}, (2, 0)),
-        ({"eos_token": {"content": "<|im_start|>"}}, {"pad_token_id": 2}, (1, 2)),
-        ({}, {"eos_token_id": 1}, (1, 1)),
+        ({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, {}, (2,), 0),
+        ({"eos_token": "<|im_end|>"}, {"eos_token_id": 1}, (2, 1), 2),
+        ({"eos_token": {"content": "<|im_start|>"}}, {"pad_token_id": 2}, (1,), 2),
+        ({}, {"eos_token_id": [2, 0, 2]}, (2, 0), 2),
     ],
 )
 def test_eos_and_padding_are_what_the_folder_says(
-    tmp_path, huggingface, settings, config, expected
+    tmp_path, huggingface, settings, config, eos_ids, pad_id
 ):
     huggingface.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(str(tmp_path))
-    assert (tokenizer.eos_ids[0], tokenizer.pad_id) == expected
+    assert (tokenizer.eos_ids, tokenizer.pad_id) == (eos_ids, pad_id)
+    assert stop_ids(tokenizer, ()) == eos_ids
+
+
+def test_the_chat_template_and_special_tokens_are_kept(tmp_path, huggingface):
+    huggingface.save(tmp_path)
+    settings = {"eos_token": "<|im_end|>", "bos_token": {"content": "<|im_start|>"}}
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 1 }}"}]
+    for template in ("{{ 1 }}", named):
+        settings["chat_template"] = template
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        loaded = load_tokenizer(str(tmp_path))
+        special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        assert loaded.chat == Chat("{{ 1 }}", special)
+    (tmp_path / "chat_template.jinja").write_text("{{ 2 }}")  # goes before the other
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.chat.template == "{{ 2 }}"
+    (tmp_path / "copy").mkdir()
+    loaded.save(tmp_path / "copy")
+    assert load_tokenizer(str(tmp_path / "copy")).chat.template == "{{ 2 }}"
+    assert load_tokenizer(str(tmp_path / "copy")).chat.special.items() >= special.items()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +106,6 @@ def test_eos_and_padding_are_what_the_folder_says(
         ({"tokenizer.model": "no model"}, "tokenizer.model: not a SentencePiece model"),
         ({"tokenizer_config.json": "{}"}, "nothing names EOS"),
         ({"tokenizer_config.json": '{"eos_token": "x!"}'}, "'x!' .* is not a token"),
-        ({"tokenizer_config.json": "{}", "config.json": '{"eos_token_id": [1, 2]}'}, "one id"),
         ({"tokenizer_config.json": "{}", "config.json": '{"eos_token_id": 5000}'}, "id 5000"),
         ({"tokenizer_config.json": "{"}, "cannot read the tokenizer"),
     ],

@@ -53,6 +53,32 @@ def last_number(example: Example, completion: str) -> float:
     return float(bool(numbers) and canonical(numbers[-1]) == answer)
 
 
+def boxed_answer(example: Example, completion: str) -> float:
+    """1.0 if what the completion boxes last is the answer, spaces aside.
+
+    Raises:
+      ValueError: the example has no answer.
+    """
+    if not example.answer:
+        raise ValueError(f"example {example.id} must have an answer, got {example.answer!r}")
+    found = boxed(completion)
+    return float(found is not None and found.split() == example.answer.split())
+
+
+def boxed(text: str) -> str | None:
+    """What stands between the braces of the last box, or None if nothing does."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start:end]
+    return None
+
+
 def answer_number(example: Example) -> str:
     """The example's answer in canonical form.
 

@@ -5,12 +5,13 @@ import itertools
 from grpojax.config import DataConfig
 from grpojax.names import find_function
 from grpojax.task import Task
-from grpojax.tasks import addition, few_shot_addition, gsm8k
+from grpojax.tasks import addition, few_shot_addition, gsm8k, math
 
 TASKS = {
     "addition": addition.make,
     "few_shot_addition": few_shot_addition.make,
     "gsm8k": gsm8k.make,
+    "math": math.make,
 }
 SPLITS = ("train", "validation", "test")
 

@@ -1,0 +1,36 @@
+"""Gemma-3-1B, instruction-tuned, on GSM8K.
+
+    grpojax import google/gemma-3-1b-it --out models/gemma-3-1b-it
+    grpojax train configs/gsm8k_gemma3_1b.py --data.dir DIR
+
+DIR holds train.jsonl and test.jsonl as published. Not run yet: for want of the weights and of an
+accelerator only `--dry-run` was.
+"""
+
+import dataclasses
+
+from grpojax.config import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    GRPOConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
+from grpojax.presets import gemma3_1b
+
+
+def get_config() -> Config:
+    return Config(
+        task="gsm8k",
+        rewards={"accuracy": 1.0, "format": 0.2},
+        init="models/gemma-3-1b-it",
+        chat=True,
+        steps=400,
+        model=dataclasses.replace(gemma3_1b(), compute_dtype="bfloat16", remat=True),
+        sampling=SamplingConfig(prompt_length=384, completion_length=768),
+        grpo=GRPOConfig(prompts_per_step=32, group_size=16, beta=0.01),
+        optimizer=OptimizerConfig(learning_rate=1e-6, warmup_updates=10),
+        evaluation=EvaluationConfig(every=50, examples=256),
+        checkpoint=CheckpointConfig(every=50),
+    )
