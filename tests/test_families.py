@@ -38,18 +38,25 @@ def shared_logits(policy, params, tokens, mask, split, group=2):
 
 
 @pytest.mark.parametrize("split", [1, 16, 23])
-def test_logits_equal_those_of_transformers_wherever_the_prompt_ends(golden, split):
+def test_logits_equal_those_of_transformers_wherever_the_prompt_ends(
+    golden, split, record_property
+):
     """Prompts of mixed lengths, most longer than the sliding window, which crosses their end."""
     policy, params, wanted = golden
     rows = wanted["mask"][:, :split].any(1)
     tokens, mask, expected = (wanted[name][rows] for name in ("tokens", "mask", "logits"))
     found = jax.jit(shared_logits, static_argnums=(0, 4))(policy, params, tokens, mask, split)
     expected = expected[:, None, split - 1 :]
-    bound = 2e-5 * max(1.0, np.abs(expected).max())
+    largest = max(1.0, np.abs(expected).max())
+    record_property("family", policy.config.family)
+    record_property("error", float(np.abs(found - expected).max() / largest))
+    bound = 2e-5 * largest
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=0, atol=bound)
 
 
-def test_greedy_continuations_equal_those_of_transformers_but_for_near_ties(golden):
+def test_greedy_continuations_equal_those_of_transformers_but_for_near_ties(
+    golden, record_property
+):
     policy, params, wanted = golden
     continued, gaps = wanted["continued"], wanted["gaps"]
     sampler = make_sampler(
@@ -68,6 +75,8 @@ def test_greedy_continuations_equal_those_of_transformers_but_for_near_ties(gold
         if apart.size:  # after the first difference the rows go separate ways
             assert gap[apart[0]] < 1e-4
             ties += 1
+    record_property("family", policy.config.family)
+    record_property("greedy", f"{(found == continued).sum()} of {continued.size}")
     assert ties <= 1
 
 

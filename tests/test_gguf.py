@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import chex
 import gguf
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 from conftest import load_folder
 
@@ -42,23 +44,30 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, weights: dict[str, np.ndarray], quantised=(), **changes) -> Path:
-    """Writes MODEL with `weights`; `changes` are metadata fields (None: left out)."""
+    """Writes MODEL with `weights`, those of `quantised` as Q8_0 or as the bytes it maps them to;
+    `changes` are metadata fields (None: left out)."""
     sizes = {"embedding_length": D, "feed_forward_length": F, "block_count": L, "vocab_size": V}
     sizes |= {"context_length": 128}
     sizes |= {"attention.head_count": N, "attention.head_count_kv": K, "rope.dimension_count": H}
     sizes |= {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 5e4}
     tables = {"tokens": TOKENS, "token_type": [3] * 3 + [1] * (V - 3), "merges": ["Ċ Ċ", "1 2"]}
     tables |= {"model": "gpt2", "pre": "smollm", "eos_token_id": 2, "padding_token_id": 2}
-    fields = {f"llama.{name}": value for name, value in sizes.items()}
+    architecture = changes.pop("architecture", "llama")
+    fields = {f"{architecture}.{name}": value for name, value in sizes.items()}
     fields |= {f"tokenizer.ggml.{name}": value for name, value in tables.items()}
     fields |= changes
-    writer = gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
+    writer = gguf.GGUFWriter(path, architecture)
     add = {list: writer.add_array, str: writer.add_string, float: writer.add_float32}
+    add[bool] = writer.add_bool
     for name, value in fields.items():
         if value is not None:
             add.get(type(value), writer.add_uint32)(name, value)
     for name, values in weights.items():
-        if name.endswith(("attn_q.weight", "attn_k.weight")):
+        if isinstance(quantised, dict) and name in quantised:
+            kind, packed = quantised[name]
+            writer.add_tensor(name, packed, raw_dtype=kind)
+            continue
+        if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             values = permuted(values, N if "attn_q" in name else K)
         kind = Q8_0 if name in quantised else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
@@ -167,3 +176,61 @@ def test_a_missing_gguf_and_an_occupied_folder_are_refused(tmp_path, folder):
         import_gguf(tmp_path / "none.gguf", tmp_path / "m")
     with pytest.raises(ValueError, match="must be new or empty"):
         import_gguf(tmp_path / "none.gguf", folder)
+
+
+METADATA = {  # what the files of an architecture state, beside what all do
+    "qwen2": {"rope.dimension_count": None},
+    "gemma2": {
+        "rope.dimension_count": None, "attention.key_length": 16, "attention.value_length": 16,
+        "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0,
+        "attention.sliding_window": 8,
+    },
+    "gemma3": {
+        "rope.dimension_count": None, "attention.key_length": 16, "attention.value_length": 16,
+        "attention.sliding_window": 8, "rope.freq_base_swa": 50.0, "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0, "rope.freq_base": 1e3,
+    },
+}  # fmt: skip
+KNOWN = {  # what llama.cpp knows by itself, where the goldens differ
+    "qwen2": {"sliding_window": 0, "local_layers": ()},
+    "gemma2": {"query_scale": 16.0},
+    "gemma3": {"query_scale": 16.0, "local_layers": (0, 1, 2, 3)},
+}
+
+
+@pytest.mark.parametrize("family", METADATA)
+def test_other_architectures_are_read_as_llama_cpp_writes_them(tmp_path, family):
+    """A golden checkpoint under llama.cpp's names, Gemma's norms with 1 added."""
+    folder = Path(__file__).parent / "goldens" / family
+    golden = read_model_config(folder)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], golden.num_layers)
+    tensors = {}
+    for name, values in safetensors.numpy.load_file(folder / "model.safetensors").items():
+        added = family.startswith("gemma") and "norm" in name
+        tensors[names.get_name(name, (".weight", ".bias"))] = values + np.float32(added)
+    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(0x4E00, 0x4E00 + 93))]
+    fields = {
+        "block_count": golden.num_layers, "embedding_length": golden.embed_dim, "vocab_size": 96,
+        "feed_forward_length": golden.ffw_dim, "attention.head_count": golden.num_heads,
+        "attention.head_count_kv": golden.num_kv_heads, "context_length": golden.max_length,
+        "attention.layer_norm_rms_epsilon": golden.norm_epsilon, "rope.freq_base": 1e4,
+    } | METADATA[family]  # fmt: skip
+    changes = {f"{family}.{name}": value for name, value in fields.items()}
+    tables = {"tokens": tokens, "token_type": [2, 3, 3] + [1] * 93, "merges": []}
+    tables |= {"model": "gpt2", "pre": "qwen2"}
+    if family != "qwen2":
+        tables |= {"model": "llama", "scores": [-1.0 * i for i in range(96)], "pre": None}
+        tables |= {"add_space_prefix": False, "unknown_token_id": 0}
+    changes |= {f"tokenizer.ggml.{name}": value for name, value in tables.items()}
+    changes["tokenizer.chat_template"] = "{{ bos_token }}"
+    path = write_gguf(tmp_path / "m.gguf", tensors, architecture=family, **changes)
+    import_gguf(path, tmp_path / "m")
+    model = read_model_config(tmp_path / "m")
+    assert model == dataclasses.replace(golden, **KNOWN[family])
+    chex.assert_trees_all_close(
+        load_folder(tmp_path / "m", model), load_folder(folder, golden), rtol=0, atol=3e-7
+    )
+    tokenizer = load_tokenizer(str(tmp_path / "m"))
+    assert tokenizer.chat.template == "{{ bos_token }}"
+    if family != "qwen2":
+        assert tokenizer.encode("\u4e00\u4e01") == [3, 4]
