@@ -4,6 +4,7 @@ llama.cpp keeps the same networks under other names: the rows of Llama's queries
 1 added to Gemma's norms, and what it knows by itself (Gemma's pattern of layers) left out.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from grpojax.chat import Chat
 from grpojax.checks import require
 from grpojax.families import Tensor, describe_model, tensor_table
 from grpojax.pretrained import check_tensors, new_folder, write_tensors
+from grpojax.rotary import frequencies
 from grpojax.tokenizer import Tokenizer
 from grpojax.vocabulary import byte_level_bpe, sentencepiece_from_tables
 
@@ -77,6 +79,8 @@ def convert_gguf(path: Path, folder: Path) -> None:
         fields = {name: field.contents() for name, field in reader.fields.items()}
         architecture = fields["general.architecture"]
         model = model_of(fields, tied="output.weight" not in stored)
+        if divisors := stored.pop("rope_freqs.weight", None):
+            model = stretched(model, gguf.dequantize(divisors.data, divisors.tensor_type))
         tokenizer = tokenizer_of(fields)
         tokenizer.chat = chat_of(fields)
         tokenizer.save(folder)
@@ -134,6 +138,16 @@ def model_of(fields: dict[str, Any], tied: bool) -> ModelConfig:
         widest = values["embed_dim"] / values["num_heads"]
         values["query_scale"] = widest if layers == LARGEST[name] else float(values["head_dim"])
     return ModelConfig(**values)
+
+
+def stretched(model: ModelConfig, divisors: Float[np.ndarray, "half"]) -> ModelConfig:
+    """`model` with the scaling of Llama 3.1 or 3.2, of which the file holds what it divides by."""
+    plain = frequencies(model)[0]
+    for factor in (8.0, 32.0):
+        scaled = dataclasses.replace(model, rope_scaling="llama3", rope_factor=factor)
+        if np.allclose(plain / frequencies(scaled)[0], divisors, rtol=1e-3):
+            return scaled
+    raise ValueError("rope_freqs.weight is neither Llama 3.1's nor 3.2's; take the original model")
 
 
 def decimal(value: Any) -> Any:

@@ -13,6 +13,7 @@ from conftest import load_folder
 from grpojax.config import ModelConfig
 from grpojax.gguf import import_gguf
 from grpojax.pretrained import read_model_config
+from grpojax.rotary import frequencies
 from grpojax.tokenizer import load_tokenizer
 
 D, F, N, K, H, L = 32, 64, 4, 2, 8, 2
@@ -176,6 +177,20 @@ def test_a_missing_gguf_and_an_occupied_folder_are_refused(tmp_path, folder):
         import_gguf(tmp_path / "none.gguf", tmp_path / "m")
     with pytest.raises(ValueError, match="must be new or empty"):
         import_gguf(tmp_path / "none.gguf", folder)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_divisors_of_llama_3_frequencies_become_their_scaling(tmp_path, weights, factor):
+    scaled = dataclasses.replace(MODEL, rope_scaling="llama3", rope_factor=factor)
+    divisors = (frequencies(MODEL)[0] / frequencies(scaled)[0]).astype(np.float32)
+    assert divisors.max() == pytest.approx(factor)
+    for change, file in ((0.0, "good"), (1.0, "bad")):
+        tensors = weights | {"rope_freqs.weight": divisors + np.float32(change)}
+        write_gguf(tmp_path / file, tensors)
+    import_gguf(tmp_path / "good", tmp_path / "m")
+    assert read_model_config(tmp_path / "m") == scaled
+    with pytest.raises(ValueError, match="is neither"):
+        import_gguf(tmp_path / "bad", tmp_path / "n")
 
 
 METADATA = {  # what the files of an architecture state, beside what all do
