@@ -63,7 +63,7 @@ def test_a_prefix_of_which_nothing_is_seen_is_no_prefix():
 
 def test_what_is_masked_changes_no_bit():
     queries, own, own_mask, prefix, prefix_mask = inputs(4, 2)
-    hidden = ~prefix_mask[:, None, :, None]
+    hidden = ~prefix_mask[..., None]
     garbage = KV(
         np.where(np.moveaxis(hidden, -1, -2), np.float32(1e4), prefix.keys),
         np.where(hidden, np.float32(-1e4), prefix.values),

@@ -1,5 +1,6 @@
 """GGUF: a tiny file written as llama.cpp does becomes exactly its parameters."""
 
+import dataclasses
 from pathlib import Path
 
 import chex
@@ -223,7 +224,8 @@ def test_other_architectures_are_read_as_llama_cpp_writes_them(tmp_path, family)
     for name, values in safetensors.numpy.load_file(folder / "model.safetensors").items():
         added = family.startswith("gemma") and "norm" in name
         tensors[names.get_name(name, (".weight", ".bias"))] = values + np.float32(added)
-    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(0x4E00, 0x4E00 + 93))]
+    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(0x4E00, 0x4E00 + 92))]
+    tokens.append("\u4e02\u4e03")
     fields = {
         "block_count": golden.num_layers, "embedding_length": golden.embed_dim, "vocab_size": 96,
         "feed_forward_length": golden.ffw_dim, "attention.head_count": golden.num_heads,
@@ -231,7 +233,7 @@ def test_other_architectures_are_read_as_llama_cpp_writes_them(tmp_path, family)
         "attention.layer_norm_rms_epsilon": golden.norm_epsilon, "rope.freq_base": 1e4,
     } | METADATA[family]  # fmt: skip
     changes = {f"{family}.{name}": value for name, value in fields.items()}
-    tables = {"tokens": tokens, "token_type": [2, 3, 3] + [1] * 93, "merges": []}
+    tables = {"tokens": tokens, "token_type": [2, 3, 3] + [1] * 93, "merges": ["\u4e02 \u4e03"]}
     tables |= {"model": "gpt2", "pre": "qwen2"}
     if family != "qwen2":
         tables |= {"model": "llama", "scores": [-1.0 * i for i in range(96)], "pre": None}
