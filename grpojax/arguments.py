@@ -85,7 +85,8 @@ class SampleArguments:
 class ImportArguments:
     """Downloads, verifies and converts a pretrained model, once."""
 
-    name: tyro.conf.Positional[str]  # smollm2-135m, a GGUF file, or a Hub id as Qwen/Qwen3-0.6B
+    # of the model: smollm2-135m, a GGUF file, or an id of the Hub, such as Qwen/Qwen3-0.6B
+    name: tyro.conf.Positional[str]
     out: Path | None = None  # folder to write; by default models/ and the end of the name
 
 

@@ -47,7 +47,7 @@ class Experts(nn.Module):
         def kernels(name: str, inputs: int, outputs: int, axes: tuple[str | None, ...]) -> Array:
             init = nn.initializers.normal(inputs**-0.5)
             boxed = nn.with_logical_partitioning(init, ("experts", *axes))
-            return self.param(name, boxed, (c.num_experts, inputs, outputs)).astype(dtype)
+            return jnp.asarray(self.param(name, boxed, (c.num_experts, inputs, outputs)), dtype)
 
         wide, narrow = ("embed", None), (None, "embed")
         stacks = (

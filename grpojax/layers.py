@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
         def leaf(name: str, init: nn.initializers.Initializer, shape, axes) -> Array:
             boxed = nn.with_logical_partitioning(init, axes)
-            return self.param(name, boxed, shape).astype(dtype)
+            return jnp.asarray(self.param(name, boxed, shape), dtype)
 
         x = x.astype(dtype)
         weights = leaf("kernel", narrow, self.shape, self.axes)

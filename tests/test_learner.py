@@ -245,7 +245,8 @@ def test_each_reference_is_the_parameters_of_its_update(
             ref_logps = scorer(state.ref_params, batch.prompts, batch.completions.tokens)
             batch = batch.replace(old_logps=None, ref_logps=ref_logps)
             state, metrics = update(state, {}, shard_batch(batch, mesh))
-            assert (metrics["kl"] == 0) == (expected == len(seen) - 1)
+            # Rounding of two programs apart, it is 0 where the two policies are the same.
+            assert (metrics["kl"] < 1e-12) == (expected == len(seen) - 1)
     assert update._cache_size() == 1
 
 
@@ -261,11 +262,11 @@ def test_an_update_that_is_not_finite_is_refused_and_the_next_good_one_is_taken(
     first = jax.device_get(state)
     with use_mesh(mesh):
         for times in (1, 2):
-            state, metrics = update(state, shard_batch(bad, mesh))
+            state, metrics = update(state, {}, shard_batch(bad, mesh))
             assert metrics["updates_refused"] == 1
             expected = first.replace(step=np.int32(times), skipped=np.int32(times))
             chex.assert_trees_all_equal(jax.device_get(state), expected)
-        state, metrics = update(state, shard_batch(good, mesh))
+        state, metrics = update(state, {}, shard_batch(good, mesh))
     assert (metrics["updates_refused"], state.skipped, state.update, state.step) == (0, 0, 1, 3)
 
 
@@ -291,6 +292,6 @@ def test_a_donated_state_is_given_up_whole_and_no_two_leaves_share_a_buffer(begi
         for _ in range(2):
             assert shares_none(state)
             before = jax.tree.leaves(state)
-            state, _ = update(state, shard_batch(batch, mesh))
+            state, _ = update(state, {}, shard_batch(batch, mesh))
             assert all(leaf.is_deleted() for leaf in before)
     assert update._cache_size() == 1

@@ -12,6 +12,7 @@ import pytest
 
 from grpojax import presets
 from grpojax.__main__ import COMMANDS, main
+from grpojax.families import FAMILIES
 from grpojax.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +107,13 @@ def test_every_preset_is_in_the_readme():
         for f, value in vars(presets).items()
         if getattr(value, "__module__", "") == presets.__name__
     }
-    assert set(column("preset")) == ours
+    table = README.partition("| preset |")[2].partition("\n\n")[0]
+    named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.split("\n")[2:]))
+    assert sorted(named) == sorted(ours)
+
+
+def test_every_family_is_in_the_readme():
+    assert column("family") == list(FAMILIES)
 
 
 def test_every_config_and_target_of_the_readme_exists():
@@ -127,7 +134,11 @@ def test_links_lead_to_files(page):
 def test_the_tree_in_the_design_is_the_package():
     tree = (ROOT / "docs/design.md").read_text().partition("\ngrpojax/\n")[2].partition("\n```")[0]
     named = re.findall(r"^ +(\w+\.py|\w+/)", tree, re.MULTILINE)
-    found = {path.name for path in (ROOT / "grpojax").glob("*.py")} | {"rewards/", "tasks/"}
+    found = {path.name for path in (ROOT / "grpojax").glob("*.py")} | {
+        "rewards/",
+        "tasks/",
+        "families/",
+    }
     assert sorted(named) == sorted(found)
 
 

@@ -21,8 +21,9 @@ def run_tests() -> list[dict[str, str]]:
     """What each test of tests/test_families.py recorded; raises CalledProcessError if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "tests/test_families.py"]
-        subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=True, stdout=sys.stderr)
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
+        command += ["tests/test_families.py", f"--junitxml={report}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
         cases = xml.etree.ElementTree.parse(report).iter("properties")
         return [{p.get("name"): p.get("value") for p in case} for case in cases]
 
