@@ -5,7 +5,7 @@ RUN ?= runs/quickstart
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: quickstart test test-long lint
+.PHONY: quickstart test test-long test-peers test-weights lint
 
 quickstart: .venv/installed
 	.venv/bin/grpojax sft configs/quickstart.py --seed $(SEED) --workdir $(RUN)/cold_start
@@ -16,6 +16,13 @@ test: .venv/installed-dev lint
 
 test-long: .venv/installed-dev
 	.venv/bin/pytest -m long
+
+# Both need `pip install '.[baselines]'`; the second also `grpojax import smollm2-135m`.
+test-peers: .venv/installed-dev
+	.venv/bin/pytest -o addopts="" tests/peers/test_peers.py
+
+test-weights: .venv/installed-dev
+	.venv/bin/pytest -o addopts="" -s tests/peers/test_weights.py
 
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .

@@ -29,7 +29,7 @@ from grpojax.families import FREE, Tensor, describe_model, read_model, tensor_ta
 from grpojax.types import Params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PIECE_BYTES = 2**24  # most of a tensor that is read at once, if its rows are no larger
+PIECE_BYTES = 2**22  # most of a tensor that is read at once, if its rows are no larger
 FILE_BYTES = 5 * 10**9  # most that an exported file holds
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
@@ -84,6 +84,7 @@ def load_params(folder: str | Path, model: ModelConfig, like: Params) -> Params:
                     start = row + first * rows
                     values = stored[name][start : start + count * rows]
                     leaf = write_piece(leaf, values, tensor, first, count)
+                    jax.block_until_ready(leaf)  # else pieces pile up before they are written
                 leaves[tensor.path] = leaf
                 row += tensor.stored_shape[0]
     return jax.tree.unflatten(tree, [leaves[name] for name in names])
