@@ -69,6 +69,8 @@ class ModelConfig:
     lora_rank: int = 0  # r: train adapters of this rank instead of the parameters (LoRA)
     lora_alpha: float = 32.0  # adapters are multiplied by alpha / r
     lora_targets: tuple[str, ...] = LINEAR  # maps that get an adapter
+    # of the parameters that adapters leave frozen; int8 has a scale for every output
+    base_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     # of matrix products; parameters, log-probabilities and losses are float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
@@ -128,6 +130,11 @@ class ModelConfig:
             or {*LINEAR[4:]}.isdisjoint(self.lora_targets),
             "lora_targets of a mixture of experts must be some of query, key, value, out, "
             f"got {self.lora_targets}",
+        )
+        require(
+            bool(self.lora_rank) or self.base_dtype == "float32",
+            f"base_dtype={self.base_dtype} needs adapters (lora_rank above 0): what is trained is "
+            "float32",
         )
         require(self.lora_alpha > 0, f"lora_alpha must be above 0, got {self.lora_alpha}")
 

@@ -48,7 +48,7 @@ def export_run(
             if adapters:
                 save_adapters(folder, split(params)[0], model, read_config(workdir).init)
             else:
-                whole = dataclasses.replace(model, lora_rank=0)
+                whole = dataclasses.replace(model, lora_rank=0, base_dtype="float32")
                 ends = {
                     "eos_token_id": run.tokenizer.eos_ids[0],
                     "pad_token_id": run.tokenizer.pad_id,

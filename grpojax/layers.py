@@ -6,6 +6,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import qwix
 from jaxtyping import Array
 
 from grpojax.architecture import ModelConfig
@@ -36,8 +37,9 @@ class Linear(nn.Module):
         zeros = nn.initializers.zeros
 
         def leaf(name: str, init: nn.initializers.Initializer, shape, axes) -> Array:
-            boxed = nn.with_logical_partitioning(init, axes)
-            return jnp.asarray(self.param(name, boxed, shape), dtype)
+            value = self.param(name, nn.with_logical_partitioning(init, axes), shape)
+            value = qwix.dequantize(value) if isinstance(value, qwix.QArray) else value
+            return jnp.asarray(value, dtype)
 
         x = x.astype(dtype)
         weights = leaf("kernel", narrow, self.shape, self.axes)

@@ -4,10 +4,12 @@ Only the adapters are trained, differentiated and saved. Without adapters everyt
 nothing is frozen, by the same code.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import qwix
 from jaxtyping import Array
 
 from grpojax.architecture import ModelConfig
@@ -37,13 +39,42 @@ def combine(frozen: Params, trained: Params) -> Params:
     )
 
 
+def freeze(frozen: Params, model: ModelConfig) -> Params:
+    """The base in the dtype that it is kept in: cast, or its linear maps as int8 with scales.
+
+    Each output of a linear map has a scale of its own. `frozen` is given up, a leaf at a time.
+    """
+    if model.base_dtype == "float32":
+        return frozen
+
+    def keep(path: tuple, leaf: Array) -> Any:
+        if model.base_dtype == "bfloat16":
+            return jax.jit(lambda x: x.astype(jnp.bfloat16), donate_argnums=0)(leaf)
+        names = [key.key for key in path]
+        if names[0] != "layers" or names[-1] != "kernel":
+            return leaf
+        inputs = 2 if names[-2] == "out" else 1  # after the axis of layers
+        channels = (0, *range(1 + inputs, leaf.ndim))
+        quantize = functools.partial(qwix.quantize, qtype=jnp.int8, channelwise_axes=channels)
+        return jax.jit(quantize, donate_argnums=0)(leaf)
+
+    return jax.tree.map_with_path(keep, frozen)
+
+
 def merge(params: Params, model: ModelConfig) -> Params:
     """The parameters without adapters that compute the same: each kernel + a b * alpha / rank."""
-    kept = {name: leaf for name, leaf in params.items() if name not in LEAVES}
+    kept = {name: thawed(leaf) for name, leaf in params.items() if name not in LEAVES}
     rest = {k: merge(leaf, model) if isinstance(leaf, dict) else leaf for k, leaf in kept.items()}
     if LEAVES[0] in params:
-        rest["kernel"] = merged_kernel(params["kernel"], *(params[name] for name in LEAVES), model)
+        rest["kernel"] = merged_kernel(rest["kernel"], *(params[name] for name in LEAVES), model)
     return rest
+
+
+def thawed(leaf: Any) -> Any:
+    """A leaf of the base in float32; whatever is no leaf as it is."""
+    if isinstance(leaf, dict):
+        return leaf
+    return (qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf).astype(jnp.float32)
 
 
 def merged_kernel(kernel: Array, a: Array, b: Array, model: ModelConfig) -> Array:

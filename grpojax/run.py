@@ -23,7 +23,7 @@ from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import Config, from_dict
 from grpojax.families import FREE
-from grpojax.lora import combine, merge, split
+from grpojax.lora import combine, freeze, merge, split, without_adapters
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
@@ -144,10 +144,14 @@ def initial_params(run: Run, say: Callable[[str], None]) -> Params:
         key = jax.random.key(run.config.seed)
         return sharded_init(lambda: part(init_params(run.policy, key)), like)
 
-    if not run.config.init:
-        return random(like, lambda params: params)
-    found = named_params(run.config, base or like, run.mesh, say)
-    return combine(found, random(adapters, lambda params: split(params)[0])) if base else found
+    if run.config.init:
+        found = named_params(run.config, base or like, run.mesh, say)
+    else:
+        found = random(base or like, without_adapters)
+    if not base:
+        return found
+    fresh = random(adapters, lambda params: split(params)[0])
+    return combine(freeze(found, run.config.model), fresh)
 
 
 def named_params(config: Config, like: Params, mesh: Mesh, say: Callable[[str], None]) -> Params:
@@ -173,7 +177,8 @@ def trained_params(
     trained, base = split(like)
     restored, step = restore_params(workdir / "checkpoints", trained, say, which)
     if base:
-        restored = combine(named_params(config, base, mesh, say), restored)
+        found = freeze(named_params(config, base, mesh, say), config.model)
+        restored = combine(found, restored)
     return restored, step
 
 
@@ -213,7 +218,7 @@ def is_adapters(folder: Path) -> bool:
 
 def without_lora(model: ModelConfig) -> ModelConfig:
     """The shape of the base."""
-    return dataclasses.replace(model, lora_rank=0)
+    return dataclasses.replace(model, lora_rank=0, base_dtype="float32")
 
 
 def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:

@@ -39,6 +39,7 @@ WALLS = {
     "flax.linen": {"model", "layers", "experts", "sharding"},
     "flax.struct": {"types", "model", "experts"},
     "optax": {"learner", "sft"},
+    "qwix": {"layers", "lora"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},
     "jinja2": {"chat"},

@@ -13,7 +13,7 @@ from test_model import draw_tokens, jitted_logps
 
 from grpojax.config import GRPOConfig, ModelConfig
 from grpojax.learner import batch_loss
-from grpojax.lora import combine, merge, split, without_adapters
+from grpojax.lora import combine, freeze, merge, split, without_adapters
 from grpojax.model import Policy, init_params
 from grpojax.types import Completions, GroupBatch
 
@@ -106,12 +106,49 @@ def test_the_gradient_is_that_of_the_adapters_alone(trained, prompts):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "bound", "of_gradient"), [("bfloat16", 0.01, 0.03), ("int8", 0.02, 0.08)]
+)
+def test_a_base_of_fewer_bits_stays_near_and_passes_gradients_to_the_adapters(
+    trained, prompts, dtype, bound, of_gradient
+):
+    """Its log-probabilities differ by at most `bound` of the largest, and it is smaller."""
+    model = dataclasses.replace(ADAPTED, base_dtype=dtype)
+    adapters, base = split(trained)
+    adapters = jax.tree.map(lambda x: x / 6, adapters)  # larger ones saturate the attention
+    frozen = freeze(jax.tree.map(jnp.copy, base), model)
+    tokens = draw_tokens()
+    exact = jitted_logps(Policy(ADAPTED), combine(base, adapters), prompts, tokens)
+    near = jitted_logps(Policy(model), combine(frozen, adapters), prompts, tokens)
+    assert 0 < np.abs(near - exact).max() < bound * np.abs(exact).max()
+
+    def size(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    kernels = size(base["layers"]["ffw"])
+    assert size(frozen["layers"]["ffw"]) < kernels * {"bfloat16": 0.51, "int8": 0.3}[dtype]
+
+    @jax.jit
+    def gradient(adapters, base):
+        def total(adapters):
+            return jitted_logps(Policy(model), combine(base, adapters), prompts, tokens).sum()
+
+        return jax.grad(total)(adapters)
+
+    near, exact = gradient(adapters, frozen), gradient(adapters, base)
+    for ours, theirs in zip(jax.tree.leaves(near), jax.tree.leaves(exact), strict=True):
+        assert np.linalg.norm(ours - theirs) < of_gradient * np.linalg.norm(theirs)
+    merged = merge(combine(frozen, adapters), model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(merged, merge(trained, ADAPTED))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"lora_targets": ("embed",)}, "lora_targets must be some of query, .*, got"),
         ({"lora_targets": ()}, "lora_targets must be some of"),
         ({"lora_alpha": 0.0}, "lora_alpha must be above 0"),
         ({"lora_rank": -1}, "lora_rank must be 0"),
+        ({"base_dtype": "int8"}, "base_dtype=int8 needs adapters"),
         (
             {"lora_rank": 2, "num_experts": 4, "experts_per_token": 2},
             "of a mixture of experts must be some of query, key, value, out",

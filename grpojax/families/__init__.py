@@ -42,6 +42,7 @@ FREE = (
     "lora_rank",
     "lora_alpha",
     "lora_targets",
+    "base_dtype",
 )  # fields that no file decides
 
 
