@@ -19,10 +19,10 @@ test-long: .venv/installed-dev
 
 # Both need `pip install '.[baselines]'`; the second also `grpojax import smollm2-135m`.
 test-peers: .venv/installed-dev
-	.venv/bin/pytest -o addopts="" tests/peers/test_peers.py
+	.venv/bin/pytest -o addopts="" -W ignore::FutureWarning tests/peers/test_peers.py
 
 test-weights: .venv/installed-dev
-	.venv/bin/pytest -o addopts="" -s tests/peers/test_weights.py
+	.venv/bin/pytest -o addopts="" -s -W ignore::FutureWarning tests/peers/test_weights.py
 
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .

@@ -29,7 +29,7 @@ def describe(model: ModelConfig) -> dict[str, Any]:
     keys = describe_common(model) | describe_windows(model)
     return keys | {
         "hidden_activation": keys["hidden_act"],
-        "query_pre_attn_scalar": model.query_scale,
+        "query_pre_attn_scalar": int(model.query_scale),  # transformers takes no other
         "attn_logit_softcapping": model.attention_softcap or None,
         "final_logit_softcapping": model.logit_softcap or None,
     }

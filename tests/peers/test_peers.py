@@ -34,6 +34,7 @@ from grpojax.pretrained import read_model_config, save_params  # noqa: E402
 every_family = pytest.mark.parametrize("family", FAMILIES)
 logits_of = jax.jit(shared_logits, static_argnums=(0, 4))
 SPLIT = 16
+ENDS = {"eos_token_id": 2, "pad_token_id": 0}  # an export states the tokenizer's
 
 
 def close(found, expected):
@@ -103,7 +104,7 @@ def test_fresh_random_models_give_the_logits_of_transformers(family, tmp_path_fa
 def test_transformers_loads_an_export_and_gives_the_same_logits(family, tmp_path):
     source = ROOT / "tests/goldens" / family
     config, golden = read_model_config(source), np.load(source / "golden.npz")
-    save_params(tmp_path, load_folder(source, config), config, jnp.dtype("float32"), {})
+    save_params(tmp_path, load_folder(source, config), config, jnp.dtype("float32"), ENDS)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="eager"
     )
