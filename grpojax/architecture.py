@@ -69,10 +69,14 @@ class ModelConfig:
     lora_rank: int = 0  # r: train adapters of this rank instead of the parameters (LoRA)
     lora_alpha: float = 32.0  # adapters are multiplied by alpha / r
     lora_targets: tuple[str, ...] = LINEAR  # maps that get an adapter
+    # of the parameters that are trained, the master weights
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     # of the parameters that adapters leave frozen; int8 has a scale for every output
     base_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    # of matrix products; parameters, log-probabilities and losses are float32
+    # of matrix products; their sums in softmax and head, log-probabilities and losses are float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    # of what the output head multiplies: as the other products, or float32
+    head_dtype: Literal["compute", "float32"] = "compute"
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
 
     def __post_init__(self):
@@ -136,7 +140,17 @@ class ModelConfig:
             f"base_dtype={self.base_dtype} needs adapters (lora_rank above 0): what is trained is "
             "float32",
         )
+        require(
+            not self.lora_rank or self.param_dtype == "float32",
+            f"param_dtype={self.param_dtype} is of what is trained, which adapters keep in "
+            "float32; set base_dtype",
+        )
         require(self.lora_alpha > 0, f"lora_alpha must be above 0, got {self.lora_alpha}")
+
+    @property
+    def head_compute_dtype(self) -> str:
+        """What the output head multiplies in."""
+        return self.compute_dtype if self.head_dtype == "compute" else self.head_dtype
 
     @property
     def lora_scale(self) -> float:

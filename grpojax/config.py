@@ -98,6 +98,8 @@ class OptimizerConfig:
     adam_b2: float = 0.999  # decay of the mean of their squares
     adam_epsilon: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.0  # decoupled, on every parameter
+    # of Adam's mean of the gradients; that of their squares has the parameters'
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
 
     def __post_init__(self):

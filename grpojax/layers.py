@@ -25,11 +25,12 @@ class Linear(nn.Module):
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]  # logical names of the kernel's axes; None: on every device
     bias: bool = False
-    sum_dtype: jnp.dtype | None = None  # of the sums, if not the compute dtype
+    dtype: jnp.dtype | None = None  # of the product, if not the compute dtype
+    sum_dtype: jnp.dtype | None = None  # of the sums, if not the product's
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c, dtype = self.config, self.dtype or jnp.dtype(self.config.compute_dtype)
         operands, result = self.equation.split("->")
         source, kernel = operands.split(",")
         inputs = sum(letter in source for letter in kernel)

@@ -52,6 +52,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
         b2=config.adam_b2,
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
+        mu_dtype=jnp.dtype(config.moment_dtype),
     )
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 

@@ -63,18 +63,19 @@ def freeze(frozen: Params, model: ModelConfig) -> Params:
 
 def merge(params: Params, model: ModelConfig) -> Params:
     """The parameters without adapters that compute the same: each kernel + a b * alpha / rank."""
-    kept = {name: thawed(leaf) for name, leaf in params.items() if name not in LEAVES}
+    kept = {name: thawed(leaf, model) for name, leaf in params.items() if name not in LEAVES}
     rest = {k: merge(leaf, model) if isinstance(leaf, dict) else leaf for k, leaf in kept.items()}
     if LEAVES[0] in params:
         rest["kernel"] = merged_kernel(rest["kernel"], *(params[name] for name in LEAVES), model)
     return rest
 
 
-def thawed(leaf: Any) -> Any:
-    """A leaf of the base in float32; whatever is no leaf as it is."""
+def thawed(leaf: Any, model: ModelConfig) -> Any:
+    """A leaf of the base in the dtype of what is trained; whatever is no leaf as it is."""
     if isinstance(leaf, dict):
         return leaf
-    return (qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf).astype(jnp.float32)
+    leaf = qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf
+    return leaf.astype(model.param_dtype)
 
 
 def merged_kernel(kernel: Array, a: Array, b: Array, model: ModelConfig) -> Array:

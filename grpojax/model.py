@@ -153,8 +153,8 @@ class Policy(nn.Module):
         self.final_norm = Norm(c)
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
-            sums = jnp.dtype(jnp.float32)
-            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, sum_dtype=sums)
+            float32, dtype = jnp.dtype(jnp.float32), jnp.dtype(c.head_compute_dtype)
+            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, dtype=dtype, sum_dtype=float32)
 
     def __call__(self, tokens: Int[Array, "B P"]) -> Float[Array, "B 1 V"]:
         """Logits of the token after each prompt; what `init` traces."""
@@ -205,12 +205,15 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Float[Array, "B G S D"]) -> Float[Array, "B G S V"]:
         """Float32 logits of hidden states; reductions over them belong in float32 too."""
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c = self.config
         if not c.tied_embeddings:
             return soften(self.head(hidden), c.logit_softcap)
-        table = self.embed.embedding.astype(dtype)
+        dtype = jnp.dtype(c.head_compute_dtype)
         logits = jnp.einsum(
-            "bgsd,vd->bgsv", hidden.astype(dtype), table, preferred_element_type=jnp.float32
+            "bgsd,vd->bgsv",
+            hidden.astype(dtype),
+            self.embed.embedding.astype(dtype),
+            preferred_element_type=jnp.float32,
         )
         logits = nn.with_logical_constraint(logits, ("batch", None, None, "vocab"))
         return soften(logits, c.logit_softcap)
@@ -247,7 +250,8 @@ def positions_of(mask: Bool[Array, "B P"]) -> Int[Array, "B P"]:
 def init_params(policy: Policy, key: Key[Array, ""]) -> Params:
     """Random parameters, each boxed with the logical names of its axes (`sharding` unboxes
     them)."""
-    return policy.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params = policy.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return jax.tree.map(lambda x: x.astype(policy.config.param_dtype), params)
 
 
 def abstract_params(policy: Policy, mesh: Mesh) -> Params:

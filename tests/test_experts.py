@@ -4,17 +4,22 @@ import dataclasses
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import TINY
 from jax.sharding import AxisType
 
+from grpojax.config import GRPOConfig
 from grpojax.experts import Routing, balance_loss, mix, routing
+from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.scoring import score
 from grpojax.sharding import sharded_init, use_mesh
+from grpojax.types import Completions, GroupBatch, Prompts
 
 B, G, S, D, F, E, K = 4, 2, 3, 8, 5, 8, 3
 MESHES = {"1 device": (1, 1, 1), "4 on experts": (1, 1, 4), "2 on prompts, 2 on experts": (2, 1, 2)}
@@ -121,3 +126,43 @@ def test_a_sharded_mixture_scores_as_one_device_does(prompts):
             scored[name] = np.asarray(run(params, prompts, tokens))
     for logps in scored.values():
         np.testing.assert_allclose(logps, scored["1 device"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four groups of two completions, of mixed lengths."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(4, 48, (4, 2, 5)).astype(np.int32)
+    mask = np.arange(5) < random.integers(1, 6, (4, 2, 1))
+    prompts = Prompts(random.integers(4, 48, (4, 7)).astype(np.int32), np.ones((4, 7), bool),
+                      np.arange(4, dtype=np.int32))  # fmt: skip
+    weights = mask / mask.sum()
+    given = Completions(tokens, mask, np.zeros(mask.shape))
+    advantages = random.normal(size=(4, 2))
+    arrays = GroupBatch(prompts, given, advantages, weights, None, None)
+    to_float32 = lambda x: np.float32(x) if x.dtype == np.float64 else x  # noqa: E731
+    return jax.tree.map(lambda x: jnp.asarray(to_float32(x)), arrays)
+
+
+def test_the_balance_loss_is_in_the_gradient_and_microbatches_do_not_change_it(batch):
+    policy, mesh = Policy(MIXTURE), make_mesh((1, 1, 1))
+    optimizer = optax.sgd(0.1)
+    like = abstract_state(policy, optimizer, mesh, reference=False)
+    init = functools.partial(init_params, policy, jax.random.key(0))
+    seen = {}
+    with use_mesh(mesh):
+        for name, weight, parts in (("none", 0.0, 1), ("whole", 1.0, 1), ("parts", 1.0, 2)):
+            config = GRPOConfig(
+                prompts_per_step=4, beta=0.0, router_weight=weight, microbatches=parts
+            )
+            update = make_update(policy, optimizer, like, config, temperature=1.0)
+            state = init_state(optimizer, like, sharded_init(init, like.params))
+            state, metrics = update(state, {}, batch)
+            seen[name] = jax.device_get((state.params, metrics))
+    chex.assert_trees_all_close(seen["parts"], seen["whole"], rtol=1e-5, atol=1e-6)
+    router = [params["layers"]["ffw"]["router"]["kernel"] for params, _ in seen.values()]
+    assert np.abs(router[1] - router[0]).max() > 1e-5
+    _, metrics = seen["whole"]
+    difference = metrics["loss"] - seen["none"][1]["loss"]
+    np.testing.assert_allclose(difference, metrics["router/balance_loss"], rtol=1e-5)
+    assert 1 <= metrics["router/max_load"] <= MIXTURE.num_experts

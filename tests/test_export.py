@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load_folder
+from test_resume import without_times
 from test_train import CONFIG
 
 from grpojax.__main__ import main
+from grpojax.checkpoint import restore_params
 from grpojax.export import export_run
 from grpojax.lora import merge, split
 from grpojax.pretrained import read_model_config
@@ -70,6 +73,35 @@ def test_a_cast_is_said_and_rounds_to_the_nearest(plain, tmp_path):
     assert "as bfloat16" in said
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), params_of(plain))
     chex.assert_trees_all_equal(load_folder(tmp_path / "half", config.model), rounded)
+
+
+def test_a_large_export_is_several_files_with_an_index(plain, tmp_path, monkeypatch):
+    workdir, config = plain
+    monkeypatch.setattr("grpojax.pretrained.FILE_BYTES", 8_000)
+    export_run(workdir, tmp_path / "out", step=None, dtype="float32", adapters=False)
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
+    assert max((tmp_path / "out" / file).stat().st_size for file in files[1:]) < 9_000
+    chex.assert_trees_all_equal(load_folder(tmp_path / "out", config.model), params_of(plain))
+
+
+def test_a_run_of_adapters_goes_on_bit_for_bit_and_saves_them_alone(adapted, tmp_path):
+    _, config = adapted
+    config = dataclasses.replace(config, steps=4)
+    for name in ("whole", "broken"):
+        assert train(config, tmp_path / name) == 0
+    shutil.rmtree(tmp_path / "broken/checkpoints/4")
+    assert train(config, tmp_path / "broken") == 0
+    assert_equal_metrics(tmp_path / "broken", tmp_path / "whole")
+    runs = [(tmp_path / name, config) for name in ("broken", "whole")]
+    chex.assert_trees_all_equal(*map(params_of, runs))
+    adapters, _ = split(params_of(runs[0]))
+    # Loading asks for exactly the leaves that were saved: there are no others.
+    assert restore_params(tmp_path / "whole/checkpoints", adapters, pytest.fail)[1] == 4
+
+
+def assert_equal_metrics(ours, theirs):
+    np.testing.assert_equal(without_times(ours), without_times(theirs))
 
 
 def test_an_export_of_a_run_of_adapters_has_them_merged(adapted, tmp_path):

@@ -267,3 +267,16 @@ def test_under_bfloat16_products_take_bfloat16_and_the_head_sums_in_float32(tied
     (product,) = (e for e in program.eqns if e.primitive.name == "dot_general")
     assert [operand.aval.dtype for operand in product.invars] == [jnp.bfloat16, jnp.bfloat16]
     assert product.outvars[0].aval.dtype == program.out_avals[0].dtype == jnp.float32
+    exact = Policy(dataclasses.replace(config, head_dtype="float32"))
+    program = jax.make_jaxpr(functools.partial(exact.apply, method="logits"))(
+        {"params": params}, hidden
+    )
+    (product,) = (e for e in program.eqns if e.primitive.name == "dot_general")
+    assert [operand.aval.dtype for operand in product.invars] == [jnp.float32, jnp.float32]
+
+
+def test_parameters_have_the_dtype_that_is_asked_for():
+    for dtype in ("float32", "bfloat16"):
+        policy = Policy(dataclasses.replace(TINY, param_dtype=dtype))
+        params = jax.eval_shape(lambda p=policy: init_params(p, jax.random.key(0)))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}

@@ -1,5 +1,6 @@
 """The optimizer: learning rate by update, and clipping."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,3 +33,12 @@ def test_gradients_are_clipped_by_their_global_norm_before_adam():
     gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose([updates["a"], updates["b"]], [[-0.3e-6], [-0.4e-6]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_moment_has_the_dtype_that_is_asked_for(dtype):
+    optimizer = make_optimizer(OptimizerConfig(moment_dtype=dtype), 10)
+    (adam,) = (part for part in jax.tree.leaves(
+        optimizer.init({"a": jnp.zeros(1)}), is_leaf=lambda x: hasattr(x, "mu")
+    ) if hasattr(part, "mu"))  # fmt: skip
+    assert (adam.mu["a"].dtype, adam.nu["a"].dtype) == (jnp.dtype(dtype), jnp.float32)

@@ -42,7 +42,9 @@ FREE = (
     "lora_rank",
     "lora_alpha",
     "lora_targets",
+    "param_dtype",
     "base_dtype",
+    "head_dtype",
 )  # fields that no file decides
 
 
