@@ -34,7 +34,9 @@ _HOME = {
     "make_sampler": "sampling",
     "make_scorer": "scoring",
     "make_update": "learner",
+    "read_model_config": "pretrained",
     "evaluate_run": "evaluate",
+    "export_run": "export",
     "sample_text": "sample",
     "write_report": "report",
 }

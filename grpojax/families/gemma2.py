@@ -39,7 +39,6 @@ def gemma_fields(
     stated: Stated, local: Callable[[int], bool], *, rope_base: float
 ) -> dict[str, Any]:
     """Fields of every Gemma, whose layers are `local` where no list of types says otherwise."""
-    stated.only("attention_bias", False)
     fields = common(stated, activation="gelu_pytorch_tanh", tied=True, rope_base=rope_base)
     return {
         **fields,

@@ -20,11 +20,8 @@ BLOCK = {  # tensors of a block, and the leaves that they fill
 
 
 def read(stated: Stated) -> dict[str, Any]:
-    stated.only("attention_bias", False)
-    stated.only("mlp_bias", False)
-    stated.only("pretraining_tp", 1)
     return common(stated)
 
 
 def describe(model: ModelConfig) -> dict[str, Any]:
-    return describe_common(model) | {"attention_bias": False, "mlp_bias": False}
+    return describe_common(model)

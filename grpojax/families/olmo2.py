@@ -16,10 +16,9 @@ BLOCK = {name: path for name, path in llama.BLOCK.items() if "norm" not in name}
 
 
 def read(stated: Stated) -> dict[str, Any]:
-    stated.only("attention_bias", False)
     fields = common(stated, norm_epsilon=1e-5)
     return fields | {"norm_placement": "after", "qk_norm": "all"}
 
 
 def describe(model: ModelConfig) -> dict[str, Any]:
-    return describe_common(model) | {"attention_bias": False}
+    return describe_common(model)

@@ -16,9 +16,8 @@ BLOCK = llama.BLOCK | HEAD_NORMS
 
 
 def read(stated: Stated) -> dict[str, Any]:
-    stated.only("attention_bias", False)
     return qwen_fields(stated) | {"qk_norm": "head"}
 
 
 def describe(model: ModelConfig) -> dict[str, Any]:
-    return describe_qwen(model) | {"attention_bias": False}
+    return describe_qwen(model)

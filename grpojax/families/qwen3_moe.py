@@ -16,8 +16,7 @@ BLOCK = {name: path for name, path in qwen3.BLOCK.items() if "mlp" not in name} 
 
 
 def read(stated: Stated) -> dict[str, Any]:
-    for name in ("attention_bias", "use_sliding_window"):
-        stated.only(name, False)
+    stated.only("use_sliding_window", False)
     stated.only("decoder_sparse_step", 1)
     stated.only("mlp_only_layers", [])
     for name in ("sliding_window", "max_window_layers", "intermediate_size"):

@@ -11,8 +11,7 @@ ARCHITECTURE, MODEL_TYPE, BLOCK = "SmolLM3ForCausalLM", "smollm3", llama.BLOCK
 
 
 def read(stated: Stated) -> dict[str, Any]:
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        stated.only(name, False)
+    stated.only("use_sliding_window", False)
     for name in ("sliding_window", "max_window_layers", "layer_types"):
         stated(name, 0)  # of a window that is not used
     fields = common(stated, tied=True, rope_base=2_000_000.0)

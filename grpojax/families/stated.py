@@ -14,9 +14,12 @@ HARMLESS = {  # bookkeeping, generation, training and code that is never run
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "use_cache", "auto_map",
     "cache_implementation", "output_attentions", "output_hidden_states", "output_router_logits",
     "return_dict", "initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop",
-    "router_aux_loss_coef", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id",
-    "problem_type", "is_llama_config",
-    "rope_interleaved", "transformers.js_config", "task_specific_params",
+    "router_aux_loss_coef", "chunk_size_feed_forward", "pretraining_tp", "is_encoder_decoder",
+    "id2label", "label2id", "problem_type", "is_llama_config", "transformers.js_config",
+    "task_specific_params",
+}  # fmt: skip
+NEVER = {  # what no family here does
+    "attention_bias", "mlp_bias", "use_bidirectional_attention", "rope_interleaved", "use_mrope",
 }  # fmt: skip
 SAME = {"hidden_activation": "hidden_act", "_sliding_window_pattern": "sliding_window_pattern"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -63,7 +66,8 @@ def common(
         activation in ACTIVATIONS,
         f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {activation}",
     )
-    stated.only("use_bidirectional_attention", False)
+    for name in NEVER:
+        stated.only(name, False)
     return {
         "vocab_size": stated("vocab_size"),
         "embed_dim": width,
