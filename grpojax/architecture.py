@@ -148,11 +148,6 @@ class ModelConfig:
         require(self.lora_alpha > 0, f"lora_alpha must be above 0, got {self.lora_alpha}")
 
     @property
-    def head_compute_dtype(self) -> str:
-        """What the output head multiplies in."""
-        return self.compute_dtype if self.head_dtype == "compute" else self.head_dtype
-
-    @property
     def lora_scale(self) -> float:
         """What the product of an adapter is multiplied by."""
         return self.lora_alpha / self.lora_rank

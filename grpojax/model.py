@@ -153,8 +153,8 @@ class Policy(nn.Module):
         self.final_norm = Norm(c)
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
-            float32, dtype = jnp.dtype(jnp.float32), jnp.dtype(c.head_compute_dtype)
-            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, dtype=dtype, sum_dtype=float32)
+            sums = jnp.dtype(jnp.float32)
+            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, dtype=head_dtype(c), sum_dtype=sums)
 
     def __call__(self, tokens: Int[Array, "B P"]) -> Float[Array, "B 1 V"]:
         """Logits of the token after each prompt; what `init` traces."""
@@ -208,7 +208,7 @@ class Policy(nn.Module):
         c = self.config
         if not c.tied_embeddings:
             return soften(self.head(hidden), c.logit_softcap)
-        dtype = jnp.dtype(c.head_compute_dtype)
+        dtype = head_dtype(c)
         logits = jnp.einsum(
             "bgsd,vd->bgsv",
             hidden.astype(dtype),
@@ -235,6 +235,12 @@ class Policy(nn.Module):
             x, own = layer(x, tuple(kv), jax.tree.map(lambda a, i=i: a[i], kinds), context)
             stored.append(own)
         return self.final_norm(x), tuple(stored)
+
+
+def head_dtype(config: ModelConfig) -> jnp.dtype:
+    """What the output head multiplies in."""
+    same = config.head_dtype == "compute"
+    return jnp.dtype(config.compute_dtype if same else config.head_dtype)
 
 
 def distances(queries: Int[Array, "S"], keys: Int[Array, "T"]) -> Int[Array, "S T"]:
