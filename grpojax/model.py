@@ -41,7 +41,7 @@ class Context:
     own_mask: Bool[Array, "B S T"]  # own tokens that a query may see
     own_distance: Int[Array, "S T"]
     prefix_mask: Bool[Array, "B 1 P"] | None  # prompt tokens that exist
-    prefix_distance: Int[Array, "B S P"] | None
+    prefix_distance: Int[Array, "B S P"] | None  # where some layer has a window
     column: Int[Array, ""] | None = None  # where in the cache the new tokens go
     counted: Bool[Array, "B G S"] | None = None  # tokens that the routers' statistics are about
 
@@ -192,12 +192,15 @@ class Policy(nn.Module):
         own = jnp.arange(size) + (0 if column is None else column)
         distance = distances(own, jnp.arange(size if cache is None else cache[0].keys.shape[-1]))
         positions = prefix.length[:, None] + own
+        prefix_distance = None
+        if self.config.sliding_window:
+            prefix_distance = jax.vmap(distances)(positions, positions_of(prefix.mask))
         context = Context(
             positions=positions[:, None],
             own_mask=jnp.broadcast_to(distance >= 0, (batch, *distance.shape)),
             own_distance=distance,
             prefix_mask=prefix.mask[:, None],
-            prefix_distance=jax.vmap(distances)(positions, positions_of(prefix.mask)),
+            prefix_distance=prefix_distance,
             column=column,
             counted=counted,
         )
