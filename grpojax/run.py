@@ -23,7 +23,7 @@ from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import Config, from_dict
 from grpojax.families import FREE
-from grpojax.lora import combine, freeze, merge, split, without_adapters
+from grpojax.lora import combine, freeze, merge, split
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
@@ -86,7 +86,8 @@ def open_run(config: Config, workdir: Path) -> Run:
 def reopen_run(workdir: Path) -> Run:
     """The run that `workdir` holds, with the tokenizer that it was trained with."""
     config = read_config(workdir)
-    return open_run(dataclasses.replace(config, init="", tokenizer=str(workdir)), workdir)
+    base = config.init if config.model.lora_rank else ""  # what was trained needs no other part
+    return open_run(dataclasses.replace(config, init=base, tokenizer=str(workdir)), workdir)
 
 
 def read_config(workdir: Path) -> Config:
@@ -144,10 +145,9 @@ def initial_params(run: Run, say: Callable[[str], None]) -> Params:
         key = jax.random.key(run.config.seed)
         return sharded_init(lambda: part(init_params(run.policy, key)), like)
 
-    if run.config.init:
-        found = named_params(run.config, base or like, run.mesh, say)
-    else:
-        found = random(base or like, without_adapters)
+    if not run.config.init:
+        return random(like, lambda params: params)
+    found = named_params(run.config, base or like, run.mesh, say)
     if not base:
         return found
     fresh = random(adapters, lambda params: split(params)[0])
@@ -185,6 +185,8 @@ def trained_params(
 def check_init(config: Config) -> None:
     """Raises ValueError unless `init` is empty, or holds parameters that fit the model."""
     if not config.init:
+        rank = config.model.lora_rank
+        require(not rank, f"lora_rank={rank} needs a base to adapt; name one by init")
         return
     folder = Path(config.init)
     require(

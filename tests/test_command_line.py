@@ -119,6 +119,7 @@ WRONG = [
         "top_p must be above 0 and at most 1 (off), got 0",
     ),
     ("no model", ["import"], "grpojax import needs NAME of the model"),
+    ("adapters of nothing", [*TINY, "--model.lora-rank", "2"], "lora_rank=2 needs a base to adapt"),
     ("unknown reward", [*TINY, "--rewards", "acc", "1"], "module:function, got 'acc'"),
     ("unknown task", [*TINY, "--task", "additions"], "module:function, got 'additions'"),
     ("task's module", [*TINY, "--task", "nope:make"], "'nope:make' must name a module that can be"),
