@@ -1,5 +1,8 @@
 """It learns: a random policy finds what is rewarded, and flees it when the sign is wrong."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ from jax.sharding import AxisType
 
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
 from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
-from grpojax.model import Policy, init_params
+from grpojax.lora import combine, split
+from grpojax.model import Policy, abstract_params, init_params
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer
 from grpojax.sharding import sharded_init, use_mesh
@@ -32,35 +36,42 @@ POLICY = Policy(
 
 @pytest.fixture(scope="module")
 def programs():
-    """Mesh, first state (of a fixed seed), sampler, weigher and update."""
+    return make_programs(POLICY, 0.01)
+
+
+def make_programs(policy, learning_rate):
+    """Mesh, frozen parameters, first state (of a fixed seed), sampler, weigher and update."""
     mesh = jax.make_mesh(
         (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )  # fmt: skip
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01), STEPS)
-    like = abstract_state(POLICY, optimizer, mesh, reference=False)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), STEPS)
+    like = abstract_state(policy, optimizer, mesh, reference=False)
     sampler = make_sampler(
-        POLICY, group_size=16, completion_length=LENGTH, stop_ids=(0,), pad_id=0, temperature=1.0
+        policy, group_size=16, completion_length=LENGTH, stop_ids=(0,), pad_id=0, temperature=1.0
     )
     weigher = make_weigher(CONFIG, completion_length=LENGTH)
-    update = make_update(POLICY, optimizer, like, CONFIG, temperature=1.0)
+    update = make_update(policy, optimizer, like, CONFIG, temperature=1.0)
     with use_mesh(mesh):
-        params = sharded_init(lambda: init_params(POLICY, jax.random.key(0)), like.params)
-        return mesh, init_state(optimizer, like, params), sampler, weigher, update
+        init = functools.partial(init_params, policy, jax.random.key(0))
+        trained, frozen = split(sharded_init(init, abstract_params(policy, mesh)))
+        return mesh, frozen, init_state(optimizer, like, trained), sampler, weigher, update
 
 
 def train(programs, steps, reward, sign=1):
     """Mean reward of every step, and the last parameters; `reward(tokens, mask)` gives [B, G]."""
-    mesh, first, sampler, weigher, update = programs
+    mesh, frozen, first, sampler, weigher, update = programs
     means, state = [], jax.tree.map(jnp.copy, first)
     with use_mesh(mesh):
         for step in range(steps):
-            completions = sampler(state.params, PROMPTS, stream_key(0, "train", step))
+            completions = sampler(
+                combine(frozen, state.params), PROMPTS, stream_key(0, "train", step)
+            )
             tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
             rewards = reward(tokens, mask).astype(np.float32)
             advantages, weights = weigher(rewards, np.ones(rewards.shape, bool), mask)
             batch = GroupBatch(PROMPTS, completions, sign * advantages, weights, None, None)
-            state, _ = update(state, {}, batch)
+            state, _ = update(state, frozen, batch)
             means.append(rewards.mean())
     return means, state.params
 
@@ -74,6 +85,17 @@ def test_a_random_policy_learns_to_say_the_token_that_its_prompt_asks_for(progra
     means, _ = train(programs, STEPS, share_of_wanted)
     assert np.mean(means[:2]) < 0.2
     assert np.mean(means[-5:]) > 0.95
+
+
+def test_adapters_of_a_random_base_learn_it_too():
+    adapted = dataclasses.replace(POLICY.config, lora_rank=8, lora_alpha=16.0)
+    programs = make_programs(Policy(adapted), 0.01)
+    means, params = train(programs, STEPS, share_of_wanted)
+    assert np.mean(means[:2]) < 0.2
+    assert np.mean(means[-5:]) > 0.7
+    assert {key.key for path, _ in jax.tree.leaves_with_path(params) for key in path[-1:]} == {
+        "lora_a", "lora_b",
+    }  # fmt: skip
 
 
 def test_with_the_sign_of_the_advantages_flipped_it_falls_below_where_it_started(programs):
@@ -92,13 +114,13 @@ def test_one_step_moves_probability_to_the_rewarded_token_and_back(programs, tok
     def probability(params):
         return np.exp(scorer(params, PROMPTS, first_token)).mean()
 
-    before = probability(programs[1].params)
+    before = probability(programs[2].params)
     for sign in (1, -1):
         _, params = train(programs, 1, reward, sign)
         assert sign * (probability(params) - before) > 0.05
 
 
 def test_every_step_runs_the_programs_that_the_first_one_compiled(programs):
-    _, _, *jitted = programs
+    _, _, _, *jitted = programs
     train(programs, 3, share_of_wanted)
     assert [program._cache_size() for program in jitted] == [1, 1, 1]
