@@ -10,7 +10,7 @@ from grpojax.checks import require
 from grpojax.lora import merge, split
 from grpojax.peft import save_adapters
 from grpojax.pretrained import new_folder, save_params
-from grpojax.run import read_config, reopen_run, trained_params
+from grpojax.run import is_adapters, is_run, reopen_run, trained_params
 from grpojax.sharding import use_mesh
 
 
@@ -41,12 +41,18 @@ def export_run(
         bool(model.lora_rank) or not adapters,
         f"{workdir} trained no adapters; export it without --adapters",
     )
+    base = Path(run.config.init)
+    require(
+        not adapters or not (is_run(base) or is_adapters(base)),
+        f"the adapters of {workdir} have no base that peft could load: {base} was merged when they "
+        "began; export it without --adapters",
+    )
     with use_mesh(run.mesh):
         params, at = trained_params(workdir, run.mesh, say, "newest" if step is None else step)
         with new_folder(out) as folder:
             run.tokenizer.save(folder)
             if adapters:
-                save_adapters(folder, split(params)[0], model, read_config(workdir).init)
+                save_adapters(folder, split(params)[0], model, str(base))
             else:
                 whole = dataclasses.replace(model, lora_rank=0, base_dtype="float32")
                 ends = {

@@ -50,13 +50,13 @@ GEMMA = {
     "norm_placement": "both",
     "norm_offset": True,
 }
-ARCHITECTURES = {  # what llama.cpp knows of each, and whether its rotary pairs are neighbours
+ARCHITECTURES = {  # their names in the library, and the fields that llama.cpp knows by itself
     "llama": (gguf.MODEL_ARCH.LLAMA, {}),
     "qwen2": (gguf.MODEL_ARCH.QWEN2, {"qkv_bias": True}),
     "gemma2": (gguf.MODEL_ARCH.GEMMA2, GEMMA),
     "gemma3": (gguf.MODEL_ARCH.GEMMA3, GEMMA | {"qk_norm": "head", "local_rope_base": 10_000.0}),
 }
-PERIODS = {"gemma2": 2, "gemma3": 6}  # every so manieth layer is global
+PERIODS = {"gemma2": 2, "gemma3": 6}  # the last layer of each such stretch is global
 LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose queries are scaled by D / N
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from grpojax.architecture import ModelConfig
 from grpojax.checks import require
 from grpojax.families import FAMILIES, part_shapes
+from grpojax.pretrained import leaf_at
 from grpojax.types import Params
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -161,12 +162,6 @@ def transposed(values: Array, inputs: int) -> Float[np.ndarray, "out in"]:
     """[inputs..., outputs...] as a linear map is stored."""
     host = np.asarray(values, np.float32)
     return np.ascontiguousarray(host.reshape(math.prod(host.shape[:inputs]), -1).T)
-
-
-def leaf_at(tree: Params, path: str) -> Array:
-    for key in path.split("/"):
-        tree = tree[key]
-    return tree
 
 
 def put(tree: Params, path: str, leaf: Array) -> None:

@@ -252,8 +252,7 @@ def stored_values(
     """The values of one stored tensor, contiguous (`save_file` would write others askew)."""
     parts = []
     for tensor in tensors:
-        leaf = functools.reduce(lambda tree, key: tree[key], tensor.path.split("/"), params)
-        values = np.asarray(leaf[tensor.index]).astype(dtype)
+        values = np.asarray(leaf_at(params, tensor.path)[tensor.index]).astype(dtype)
         values = (
             values.reshape(math.prod(tensor.shape[: tensor.inputs]), -1).T
             if tensor.inputs
@@ -261,3 +260,10 @@ def stored_values(
         )
         parts.append(values.reshape(tensor.stored_shape))
     return np.ascontiguousarray(np.concatenate(parts))
+
+
+def leaf_at(tree: Params, path: str) -> Array:
+    """The leaf at `path`, whose keys are joined by "/"."""
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree

@@ -128,6 +128,14 @@ def test_adapters_go_out_and_come_in_merged_into_their_base(adapted, tmp_path):
     chex.assert_trees_all_equal(found, merge(params_of(adapted), config.model))
 
 
+def test_adapters_of_a_merged_base_are_not_exported_alone(adapted, tmp_path):
+    workdir, config = adapted
+    run_of(tmp_path, init=str(workdir), model=config.model)
+    with pytest.raises(ValueError, match="have no base that peft could load"):
+        export_run(tmp_path / "run", tmp_path / "out", step=None, dtype="float32", adapters=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_exported_is_refused(plain, tmp_path):
     workdir, _ = plain
     with pytest.raises(ValueError, match="trained no adapters"):

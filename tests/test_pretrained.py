@@ -29,6 +29,10 @@ def copy(folder, tmp_path) -> Path:
         ({"rope_scaling": {"type": "linear"}}, "'factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
         ({"quantization_config": {"bits": 4}}, "'quantization_config' is not supported"),
+        (
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [4]}},
+            "'mrope_section' is not",
+        ),
         ({"new_feature": None}, "the field 'new_feature' is not supported"),
         ({"attention_bias": True}, "attention_bias must be False, got True"),
         ({"mlp_bias": True}, "mlp_bias must be False"),

@@ -25,6 +25,11 @@ SAME = {"hidden_activation": "hidden_act", "_sliding_window_pattern": "sliding_w
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 ROPE = {"default": "none", "linear": "linear", "llama3": "llama3"}
 
+ROPE_KEYS = {
+    "rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor",
+    "original_max_position_embeddings", "partial_rotary_factor",
+}  # fmt: skip
+
 
 class Stated:
     """The values of a `config.json`, and which of its keys nobody has read yet."""
@@ -88,6 +93,8 @@ def rope(stated: Stated, base: float) -> dict[str, Any]:
     """Rotary fields: `rope_theta` with `rope_scaling`, or both in `rope_parameters` (newer)."""
     newer = dict(stated("rope_parameters", {}))
     scaling = dict(stated("rope_scaling", {})) or newer
+    for name in (scaling | newer).keys() - ROPE_KEYS:
+        raise ValueError(f"the rotary field {name!r} is not supported")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     require(kind in ROPE, f"rope_type must be one of {', '.join(ROPE)}, got {kind}")
     require(scaling.get("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor must be 1")
