@@ -48,15 +48,19 @@ def freeze(frozen: Params, model: ModelConfig) -> Params:
         return frozen
 
     def keep(path: tuple, leaf: Array) -> Any:
-        if model.base_dtype == "bfloat16":
-            return jax.jit(lambda x: x.astype(jnp.bfloat16), donate_argnums=0)(leaf)
         names = [key.key for key in path]
-        if names[0] != "layers" or names[-1] != "kernel":
+        if model.base_dtype == "bfloat16":
+            kept = leaf.astype(jnp.bfloat16)
+        elif names[0] != "layers" or names[-1] != "kernel":
             return leaf
-        inputs = 2 if names[-2] == "out" else 1  # after the axis of layers
-        channels = (0, *range(1 + inputs, leaf.ndim))
-        quantize = functools.partial(qwix.quantize, qtype=jnp.int8, channelwise_axes=channels)
-        return jax.jit(quantize, donate_argnums=0)(leaf)
+        else:
+            inputs = 2 if names[-2] == "out" else 1  # after the axis of layers
+            channels = (0, *range(1 + inputs, leaf.ndim))
+            quantize = functools.partial(qwix.quantize, qtype=jnp.int8, channelwise_axes=channels)
+            kept = jax.jit(quantize)(leaf)
+        jax.block_until_ready(kept)
+        leaf.delete()  # donation frees nothing where the dtype changes
+        return kept
 
     return jax.tree.map_with_path(keep, frozen)
 

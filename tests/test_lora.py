@@ -115,7 +115,9 @@ def test_a_base_of_fewer_bits_stays_near_and_passes_gradients_to_the_adapters(
     model = dataclasses.replace(ADAPTED, base_dtype=dtype)
     adapters, base = split(trained)
     adapters = jax.tree.map(lambda x: x / 6, adapters)  # larger ones saturate the attention
-    frozen = freeze(jax.tree.map(jnp.copy, base), model)
+    copied = jax.tree.map(jnp.copy, base)
+    frozen = freeze(copied, model)
+    assert copied["layers"]["ffw"]["up"]["kernel"].is_deleted()
     tokens = draw_tokens()
     exact = jitted_logps(Policy(ADAPTED), combine(base, adapters), prompts, tokens)
     near = jitted_logps(Policy(model), combine(frozen, adapters), prompts, tokens)
