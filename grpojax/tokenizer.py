@@ -6,6 +6,7 @@ text, show wherever the policy wrote them.
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -81,6 +82,18 @@ class SentencePieceTokenizer:
         self._pieces = [self._piece(id) for id in range(self.vocab_size)]
 
     def encode(self, text: str) -> list[int]:
+        # The library reads special tokens as letters; what a chat template names is whole.
+        special = [token for token in self.chat.special.values() if token]
+        pattern = "|".join(map(re.escape, special))
+        parts = re.split(f"({pattern})", text) if special else [text]
+        whole = self._processor.piece_to_id
+        return [
+            id
+            for part in parts
+            for id in ([whole(part)] if part in special else self._encode_plain(part))
+        ]
+
+    def _encode_plain(self, text: str) -> list[int]:
         ids = self._processor.encode(text)
         unk_id = self._processor.unk_id()
         if SPACE in text or unk_id in ids:

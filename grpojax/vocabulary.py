@@ -126,8 +126,11 @@ def sentencepiece_from_tables(
     spec.model_type = spec.ModelType.BPE
     spec.vocab_size = len(tokens)
     spec.byte_fallback = model.SentencePiece.Type.BYTE in kinds
-    for name in ("bos_id", "eos_id", "unk_id", "pad_id"):
-        setattr(spec, name, ends.get(name, -1))
+    for name in ("bos", "eos", "unk", "pad"):
+        id = ends.get(f"{name}_id", -1)
+        setattr(spec, f"{name}_id", id)
+        if id >= 0:  # the library looks it up by its text, whatever the id says
+            setattr(spec, f"{name}_piece", tokens[id])
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = add_space
     model.normalizer_spec.remove_extra_whitespaces = False

@@ -6,6 +6,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpojax.chat import Chat, render_chat
 from grpojax.vocabulary import (
     TAGS,
     byte_level_bpe,
@@ -137,3 +138,16 @@ def test_a_sentencepiece_model_is_built_from_its_tables(add_space):
     pieces = [tokenizer.decode([id]) for id in tokenizer.encode("ab a")]
     assert pieces == ([" "] if add_space else []) + ["ab", " a"]
     assert tokenizer.decode(tokenizer.encode("é")) == " " * add_space + "é"  # by its bytes
+
+
+def test_special_tokens_of_any_name_end_a_text_and_are_whole_in_a_chat():
+    rows = [("<unk>", 0.0, 2), ("<bos>", 0.0, 3), ("<eos>", 0.0, 3)]
+    rows += [(letter, -5.0, 1) for letter in "abeos<>"]
+    ends = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
+    tokenizer = sentencepiece_from_tables(*zip(*rows), add_space=False, ends=ends)
+    assert (tokenizer.eos_ids, tokenizer.decode([2])) == ((2,), "<eos>")
+    a, b = tokenizer.encode("ab")
+    assert len(tokenizer.encode("<bos>ab")) == 7
+    tokenizer.chat = Chat("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<bos>"})
+    (text,) = render_chat(tokenizer.chat, [[{"role": "user", "content": "ab"}]])
+    assert tokenizer.encode(text) == [1, a, b]
