@@ -244,7 +244,7 @@ def as_chats(task: Task, tokenizer: Tokenizer, system: str) -> Task:
         texts = render_chat(tokenizer.chat, asked)
         return [dataclasses.replace(example, prompt=t) for example, t in zip(examples, texts)]
 
-    return Task(splits={k: chats(v) for k, v in task.splits.items()}, rewards=task.rewards)
+    return dataclasses.replace(task, splits={k: chats(v) for k, v in task.splits.items()})
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,9 +16,9 @@ class Example:
     id: int
     prompt: str  # the text the policy completes, ready to be tokenized
     answer: str  # what a right completion arrives at
-    completion: str = (
-        ""  # a worked solution to imitate in the supervised stage, where the task has one
-    )
+    # a worked solution to imitate in the supervised stage, where the task has one
+    completion: str = ""
+    category: str = ""  # kind of problem; evaluation reports accuracy by it where a task has some
 
 
 Reward = Callable[[Example, str], float]
@@ -40,3 +40,5 @@ class Task:
 
     splits: dict[str, Sequence[Example]]
     rewards: dict[str, Reward]
+    # the answer that a completion gives, in one canonical form, or None: maj@k votes over it
+    extract: Callable[[str], str | None] | None = None
