@@ -28,7 +28,7 @@ _HOME = {
     "Prompts": "types",
     "TrainState": "types",
     "Policy": "model",
-    "group_advantages": "grpo",
+    "group_advantages": "advantages",
     "token_losses": "grpo",
     "token_weights": "grpo",
     "make_sampler": "sampling",

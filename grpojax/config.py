@@ -162,6 +162,8 @@ class Config:
     task: str = "addition"  # a shipped task's name, or module:function
     # the task's own rewards by name, or module:function, each with its weight
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    step_reward: str = ""  # module:function that rewards steps, for grpo.supervision process
+    step_boundary: str = "\n"  # text that ends a step
     init: str = ""  # first parameters: empty for random, a Hugging Face folder or a run directory
     # empty: that of `init`, or SentencePiece trained on the task's text; or bytes, a folder, a file
     tokenizer: str = ""
@@ -193,12 +195,25 @@ class Config:
             any(self.rewards.values()),
             f"at least one reward needs a weight other than 0, got {self.rewards}",
         )
+        process = self.grpo.supervision == "process"
+        require(
+            process == bool(self.step_reward),
+            "step_reward and grpo.supervision=process need each other, got "
+            f"{self.step_reward!r} and {self.grpo.supervision}",
+        )
+        require(bool(self.step_boundary), "step_boundary must be a text, got an empty one")
         prompt, completion = self.sampling.prompt_length, self.sampling.completion_length
         most = self.model.max_length
         require(
             prompt + completion <= most,
             f"prompt_length + completion_length = {prompt} + {completion} must be at most the "
             f"model's max_length={most}",
+        )
+
+        buffer = self.grpo.overlong_buffer
+        require(
+            self.grpo.overlong != "soft" or buffer < completion,
+            f"grpo.overlong_buffer={buffer} must be below completion_length={completion}",
         )
 
     @property

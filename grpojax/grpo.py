@@ -1,8 +1,9 @@
 """The GRPO objective, written for one group; the caller lifts it over the batch with `jax.vmap`.
 
-DeepSeekMath (2402.03300), equations 3 and 4. The loss of a batch is sum(weights * token loss):
-every normalisation is in the weights, which are made once over the whole batch, so that
-microbatches, padding and meshes cannot change it. Group of G completions, T tokens each.
+DeepSeekMath (2402.03300), equations 3 and 4, with the choices of later papers: `surrogates.py`,
+`kl.py` and `advantages.py` hold them. The loss of a batch is sum(weights * token loss): every
+normalisation is in the weights, which are made once over the whole batch, so that microbatches,
+padding and meshes cannot change it. Group of G completions, T tokens each.
 """
 
 from typing import Literal
@@ -11,56 +12,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# e^20 is far beyond any useful ratio; clamping before `exp` keeps value and gradient finite.
-MAX_LOG_RATIO = 20.0
+from grpojax.kl import k3, kl_losses
+from grpojax.surrogates import Ratio, Surrogate, mismatch_weights, surrogates
 
-
-def group_advantages(
-    rewards: Float[Array, "G"],
-    valid: Bool[Array, "G"],
-    *,
-    advantage: Literal["group", "mean"] = "group",
-    std_epsilon: float = 1e-6,
-) -> Float[Array, "G"]:
-    """Rewards relative to their group: r - mean, over the deviation (ddof 1) + `std_epsilon` if
-    "group".
-
-    Statistics are over valid completions only. Exactly 0 for an invalid completion, for a group of
-    equal rewards (the extremes are compared: in float32 the deviation of equal numbers need not be
-    0) and for a group with fewer than 2 valid completions.
-    """
-    count = valid.sum()
-    mean = jnp.where(valid, rewards, 0.0).sum() / jnp.maximum(count, 1)
-    centred = jnp.where(valid, rewards - mean, 0.0)
-    highest = jnp.where(valid, rewards, -jnp.inf).max()
-    lowest = jnp.where(valid, rewards, jnp.inf).min()
-    if advantage == "group":
-        deviation = jnp.sqrt((centred**2).sum() / jnp.maximum(count - 1, 1))
-        centred = centred / (deviation + std_epsilon)
-    return jnp.where((count >= 2) & (highest > lowest), centred, 0.0)
+Reduction = Literal["sequence_mean", "token_mean", "constant", "prompt_mean", "sequence_sum"]
 
 
 def token_weights(
     mask: Bool[Array, "B G T"],
     valid: Bool[Array, "B G"],
     *,
-    reduction: Literal["sequence_mean", "token_mean", "constant"],
+    reduction: Reduction,
     completion_length: int,
 ) -> Float[Array, "B G T"]:
-    """Weight of every token in the loss of the whole batch; 0 outside the mask and for invalid
-    completions.
+    """Weight of every token in the loss of the whole batch; 0 outside the mask and for completions
+    that are not `valid`.
 
     sequence_mean: 1 / (completions * tokens of its completion) (eq. 3). token_mean: 1 / tokens of
     the batch (DAPO, 2503.14476). constant: 1 / (completions * `completion_length`) (Dr. GRPO,
-    2503.20783).
+    2503.20783). prompt_mean: 1 / (prompts * tokens of its prompt's completions) (ScaleRL,
+    2510.13786). sequence_sum: 1 / completions (RLOO, 2402.14740). Only valid completions, and
+    prompts that have one, are counted.
     """
     counted = mask & valid[..., None]
     lengths = counted.sum(-1, keepdims=True)
     completions = (lengths > 0).sum()
+    of_prompt = lengths.sum(1, keepdims=True)
     divisor = {
         "sequence_mean": completions * lengths,
         "token_mean": lengths.sum(),
         "constant": completions * completion_length,
+        "prompt_mean": (of_prompt > 0).sum() * of_prompt,
+        "sequence_sum": completions,
     }[reduction]
     return counted / jnp.maximum(divisor, 1).astype(jnp.result_type(float))
 
@@ -69,51 +52,76 @@ def token_losses(
     logps: Float[Array, "G T"],
     old_logps: Float[Array, "G T"] | None,
     ref_logps: Float[Array, "G T"] | None,
-    advantages: Float[Array, "G"],
+    advantages: Float[Array, "G #T"],
     mask: Bool[Array, "G T"],
+    sampled_logps: Float[Array, "G T"] | None = None,
+    entropy: Float[Array, "G T"] | None = None,
     *,
     beta: float,
     clip_low: float,
     clip_high: float,
+    ratio: Ratio = "token",
+    surrogate: Surrogate = "clip",
+    dual_clip: float = 0.0,
+    tau_positive: float = 1.0,
+    tau_negative: float = 1.05,
+    kl: Literal["k3", "k3_weighted", "k2", "k1_reward"] = "k3",
+    mismatch: Literal["none", "truncated", "masked"] = "none",
+    mismatch_level: Literal["token", "sequence"] = "token",
+    mismatch_low: float = 0.5,
+    mismatch_high: float = 2.0,
+    entropy_weight: float = 0.0,
 ) -> tuple[Float[Array, "G T"], dict[str, Float[Array, "G T"]]]:
-    """Loss of every token of a group: the clipped surrogate, negated, plus `beta` times the KL
-    estimate.
+    """Loss of every token of a group: the surrogate, negated, plus `beta` times the KL, minus
+    `entropy_weight` times the entropy.
 
     `old_logps` None means on-policy: the ratio is exactly 1 and carries the gradient. `ref_logps`
-    None leaves the KL out. Tokens outside `mask` give 0 whatever stands there, NaN too.
+    None leaves the KL out. `sampled_logps`, the sampler's, are read where a `mismatch` of it with
+    π_old is weighed; `entropy` where `entropy_weight` is not 0. Tokens outside `mask` give 0
+    whatever stands there, NaN too. See `surrogates`, `kl_losses` and `mismatch_weights`.
 
     Returns:
-      the losses, and per token what is logged of them: kl, and 1.0 where clipping removed the
-      gradient (low: advantage < 0 and ratio < 1 - clip_low; high: advantage > 0 and ratio > 1 +
-      clip_high).
+      the losses, and per token what is logged of them: kl (k3 whatever is in the loss), and 1.0
+      where clipping removed gradient (clip_ratio/low_mean: advantage < 0 and ratio < 1 - clip_low;
+      high_mean: advantage > 0 and ratio > 1 + clip_high, or the dual clip; region_mean: either).
     """
-    logps = jnp.where(mask, logps, 0.0)
-    old = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, old_logps, 0.0))
-    ratio = jnp.exp(jnp.clip(logps - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-    advantage = advantages[:, None]
-    free, bound = ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
-    # `where`, not `minimum`: at a tie the latter would split the gradient between its arguments.
-    losses = -jnp.where(free <= bound, free, bound)
-    kl = jnp.zeros_like(logps)
-    if ref_logps is not None:
-        kl = k3(logps, jnp.where(mask, ref_logps, 0.0))
-        losses = losses + beta * kl
-    clipped = {
-        "clip_ratio/low_mean": (advantage < 0) & (ratio < 1 - clip_low),
-        "clip_ratio/high_mean": (advantage > 0) & (ratio > 1 + clip_high),
-    }
-    clipped["clip_ratio/region_mean"] = (
-        clipped["clip_ratio/low_mean"] | clipped["clip_ratio/high_mean"]
+
+    def kept(values):
+        return jnp.where(mask, values, 0.0)
+
+    logps, advantages = kept(logps), kept(jnp.broadcast_to(advantages, mask.shape))
+    old = jax.lax.stop_gradient(logps if old_logps is None else kept(old_logps))
+    if mismatch != "none":
+        advantages = advantages * mismatch_weights(
+            old,
+            kept(sampled_logps),
+            mask,
+            mismatch=mismatch,
+            level=mismatch_level,
+            low=mismatch_low,
+            high=mismatch_high,
+        )
+    gained, low, high = surrogates(
+        logps,
+        old,
+        advantages,
+        mask,
+        ratio=ratio,
+        surrogate=surrogate,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        tau_positive=tau_positive,
+        tau_negative=tau_negative,
     )
-    logged = {"kl": kl} | {name: hit.astype(logps.dtype) for name, hit in clipped.items()}
-    return jnp.where(mask, losses, 0.0), jax.tree.map(lambda x: jnp.where(mask, x, 0.0), logged)
-
-
-def k3(logps: Float[Array, "*s"], ref_logps: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Schulman's estimate of KL(π_θ || π_ref) from tokens of π_θ: π_ref/π_θ - log(π_ref/π_θ) - 1
-    (eq. 4).
-
-    Never negative; `expm1` keeps it so where the two policies nearly agree.
-    """
-    difference = jnp.clip(ref_logps - logps, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return jnp.expm1(difference) - difference
+    losses, divergence = -gained, jnp.zeros_like(logps)
+    if ref_logps is not None:
+        ref_logps = kept(ref_logps)
+        divergence = k3(logps, ref_logps)
+        losses = losses + beta * kl_losses(logps, old, ref_logps, kl=kl)
+    if entropy_weight:
+        losses = losses - entropy_weight * kept(entropy)
+    clipped = {"low_mean": low, "high_mean": high, "region_mean": low | high}
+    logged = {"kl": divergence}
+    logged |= {f"clip_ratio/{side}": hit.astype(logps.dtype) for side, hit in clipped.items()}
+    return kept(losses), jax.tree.map(kept, logged)

@@ -16,9 +16,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from grpojax.config import GRPOConfig, OptimizerConfig
+from grpojax.config import GRPOConfig
 from grpojax.experts import balance_loss
-from grpojax.grpo import group_advantages, token_losses, token_weights
+from grpojax.grpo import token_losses
 from grpojax.lora import combine
 from grpojax.lora import split as split_adapters
 from grpojax.model import Policy, init_params
@@ -27,34 +27,6 @@ from grpojax.sharding import shardings_of, with_shardings
 from grpojax.types import GroupBatch, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-
-
-def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
-    """Learning rate by update: linear warm-up, then the schedule, which ends at 0 after
-    `updates`."""
-    rate, warmup = config.learning_rate, config.warmup_updates
-    rest = max(updates - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(rate),
-        "linear": optax.linear_schedule(rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(rate, rest),
-    }[config.schedule]
-    # Update 0 of a warm-up over N uses rate / N: a rate of 0 would be no update.
-    growth = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
-    return optax.join_schedules([growth, after], [warmup])
-
-
-def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """AdamW, after the gradients are clipped by their global norm."""
-    adamw = optax.adamw(
-        make_schedule(config, updates),
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        mu_dtype=jnp.dtype(config.moment_dtype),
-    )
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
 def fresh_state(
@@ -100,26 +72,6 @@ def split(tree: Any, parts: int) -> Any:
     )
 
 
-def make_weigher(
-    config: GRPOConfig, *, completion_length: int
-) -> Callable[[Array, Array, Array], tuple[Float[Array, "B G"], Float[Array, "B G T"]]]:
-    """The jitted `weigher(rewards, valid, mask) -> (advantages, weights)` of the whole batch."""
-
-    @jax.jit
-    def weigher(rewards, valid, mask):
-        def advantages(rewards, valid):
-            return group_advantages(
-                rewards, valid, advantage=config.advantage, std_epsilon=config.std_epsilon
-            )
-
-        weights = token_weights(
-            mask, valid, reduction=config.reduction, completion_length=completion_length
-        )
-        return jax.vmap(advantages)(rewards, valid), weights
-
-    return weigher
-
-
 def batch_loss(
     policy: Policy,
     trained: Params,
@@ -133,23 +85,39 @@ def batch_loss(
     sampled = batch.completions
     params = combine(frozen, trained)
     logps, entropy, routing = score(
-        policy, params, batch.prompts, sampled.tokens, temperature, sampled.mask
+        policy,
+        params,
+        batch.prompts,
+        sampled.tokens,
+        temperature,
+        sampled.mask,
+        entropy_gradient=config.entropy_weight > 0,
     )
-
-    def group(logps, old_logps, ref_logps, advantages, mask):
-        return token_losses(
-            logps,
-            old_logps,
-            ref_logps,
-            advantages,
-            mask,
-            beta=config.beta,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-        )
-
+    group = functools.partial(
+        token_losses,
+        beta=config.beta,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        ratio=config.ratio,
+        surrogate=config.surrogate,
+        dual_clip=config.dual_clip,
+        tau_positive=config.tau_positive,
+        tau_negative=config.tau_negative,
+        kl=config.kl,
+        mismatch=config.mismatch,
+        mismatch_level=config.mismatch_level,
+        mismatch_low=config.mismatch_low,
+        mismatch_high=config.mismatch_high,
+        entropy_weight=config.entropy_weight,
+    )
     losses, logged = jax.vmap(group)(
-        logps, batch.old_logps, batch.ref_logps, batch.advantages, sampled.mask
+        logps,
+        batch.old_logps,
+        batch.ref_logps,
+        batch.advantages,
+        sampled.mask,
+        sampled.logps,
+        entropy,
     )
     counted = batch.weights != 0  # not `>`, by which a NaN would go unseen
     difference = jnp.where(counted, jnp.abs(logps - sampled.logps), 0.0)

@@ -25,11 +25,12 @@ from grpojax.config import Config, from_dict
 from grpojax.families import FREE
 from grpojax.lora import combine, freeze, merge, split
 from grpojax.model import Policy, abstract_params, init_params
+from grpojax.names import find_function
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
 from grpojax.sharding import check_mesh, make_mesh, sharded_init
-from grpojax.task import Example, Reward, Task
+from grpojax.task import Example, Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
 from grpojax.types import Params
@@ -46,6 +47,7 @@ class Run:
     workdir: Path
     task: Task
     rewards: dict[str, Reward]
+    step_reward: StepReward | None  # with process supervision
     tokenizer: Tokenizer
     stops: tuple[int, ...]  # ids that end a completion
     policy: Policy
@@ -60,6 +62,9 @@ def open_run(config: Config, workdir: Path) -> Run:
     """
     task = load_task(config.task, config.data)
     rewards = choose_rewards(config.rewards, task)
+    step_reward = None
+    if config.step_reward:
+        step_reward = find_function("step_reward", config.step_reward, {})
     check_init(config)
     tokenizer = open_tokenizer(config, workdir, task)
     if config.chat:
@@ -76,6 +81,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         workdir=workdir,
         task=task,
         rewards=rewards,
+        step_reward=step_reward,
         tokenizer=tokenizer,
         stops=stop_ids(tokenizer, config.sampling.stop),
         policy=Policy(config.model),

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from grpojax.model import Policy, unstack
 from grpojax.types import KV, Completions, Params, Prompts
 
-STREAMS = {"train": 0, "evaluate": 1, "sample": 2}
+STREAMS = {"train": 0, "evaluate": 1, "sample": 2, "redraw": 3}
 BLOCK = 256  # tokens in a block of the two-level inverse CDF
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
 def stream_key(
-    seed: int, stream: Literal["train", "evaluate", "sample"], step: int
+    seed: int, stream: Literal["train", "evaluate", "sample", "redraw"], step: int
 ) -> Key[Array, ""]:
     """The key of all draws of one step of one stream."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAMS[stream]), step)

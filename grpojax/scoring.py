@@ -22,7 +22,7 @@ class Scored(NamedTuple):
     """Float32, past the end of a completion finite and without meaning."""
 
     logps: Float[Array, "B G T"]
-    entropy: Float[Array, "B G T"]  # of the distribution that the token was drawn from; no gradient
+    entropy: Float[Array, "B G T"]  # of the distribution that the token was drawn from
     routing: (
         Routing | None
     )  # of the tokens in `mask`, where the policy has experts and one is given
@@ -35,10 +35,13 @@ def score(
     tokens: Int[Array, "B G T"],
     temperature: float,
     mask: Bool[Array, "B G T"] | None = None,
+    *,
+    entropy_gradient: bool = False,
 ) -> Scored:
     """Log-probability and entropy of each token of `tokens` after its prompt.
 
-    Of the distribution with logits divided by `temperature`, as the sampler's.
+    Of the distribution with logits divided by `temperature`, as the sampler's. The entropy has a
+    gradient only with `entropy_gradient`: it costs another pass over the vocabulary.
     """
     variables = {"params": params}
     last, prefix = policy.apply(variables, prompts.tokens, prompts.mask, method="prefill")
@@ -49,8 +52,8 @@ def score(
     def head(hidden: Float[Array, "B G C D"], tokens: Int[Array, "B G C"]) -> tuple[Array, Array]:
         logits = policy.apply(variables, hidden, method="logits") / temperature
         logps = jax.nn.log_softmax(logits)
-        fixed = jax.lax.stop_gradient(logps)
-        entropy = -(jnp.exp(fixed) * fixed).sum(-1)
+        spread = logps if entropy_gradient else jax.lax.stop_gradient(logps)
+        entropy = -(jnp.exp(spread) * spread).sum(-1)
         return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0], entropy
 
     batch, group, length = tokens.shape
@@ -77,3 +80,15 @@ def make_scorer(
         return score(policy, params, prompts, tokens, temperature).logps
 
     return scorer
+
+
+def make_entropies(
+    policy: Policy, *, temperature: float
+) -> Callable[[Params, Prompts, Array], Float[Array, "B G T"]]:
+    """The jitted `entropies(params, prompts, tokens)` of the distribution of every token."""
+
+    @jax.jit
+    def entropies(params: Params, prompts: Prompts, tokens: Int[Array, "B G T"]) -> Array:
+        return score(policy, params, prompts, tokens, temperature).entropy
+
+    return entropies

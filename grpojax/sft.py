@@ -15,12 +15,14 @@ from grpojax.config import Config, GRPOConfig
 from grpojax.console import Console
 from grpojax.data import make_demonstrations
 from grpojax.evaluate import make_evaluator
-from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
+from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
+from grpojax.optimizer import make_optimizer
 from grpojax.run import initial_params, open_run, start_run
 from grpojax.sharding import shard_batch, use_mesh
-from grpojax.types import Completions, GroupBatch, Params
+from grpojax.types import Completions, Evidence, GroupBatch, Params
+from grpojax.weigher import make_weigher
 
 NEGATIVE_LOGPS = "sampling/sampling_logp_difference/mean"  # |log π - 0|: the mean loss of a token
 
@@ -84,9 +86,9 @@ def sft(config: Config, workdir: Path) -> int:
         for step in range(done, stage.max_steps):
             prompts, tokens, mask = shard_batch(demonstrations(step), run.mesh)
             ones = jnp.ones(tokens.shape[:2])
-            _, weights = weigher(ones, ones > 0, mask)
+            _, weights = weigher(Evidence(ones, ones > 0), mask)
             given = Completions(tokens, mask, jnp.zeros(tokens.shape))
-            batch = GroupBatch(prompts, given, ones, weights, None, None)
+            batch = GroupBatch(prompts, given, ones[..., None], weights, None, None)
             state, metrics = update(state, frozen, batch)
             metrics = jax.device_get(metrics)
             step += 1  # from here on: batches done

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from grpojax.metrics import Group
 from grpojax.rewards import Judged
@@ -15,7 +15,8 @@ from grpojax.task import Example
 
 
 class Laps:
-    """Seconds of each part of a step, in the order in which they end."""
+    """Seconds of each part of a step, in the order in which they first end; parts of one name add
+    up."""
 
     def __init__(self):
         self.times: dict[str, float] = {}
@@ -24,14 +25,12 @@ class Laps:
     def end(self, name: str) -> None:
         """Ends the part that began when the last one ended."""
         now = time.monotonic()
-        self.times[name], self.last = now - self.last, now
+        self.times[name] = self.times.get(name, 0.0) + now - self.last
+        self.last = now
 
 
 def batch_metrics(
-    judged: Judged,
-    tokens: Int[np.ndarray, "B G T"],
-    mask: Bool[np.ndarray, "B G T"],
-    stops: tuple[int, ...],
+    judged: Judged, mask: Bool[np.ndarray, "B G T"], cut_off: Bool[np.ndarray, "B G"]
 ) -> dict[str, float]:
     """Rewards and lengths of a step's completions; rewards over the valid ones, NaN if none is.
 
@@ -42,7 +41,6 @@ def batch_metrics(
     # Rewards may be as large as float32 allows; a sum of two is not.
     total = judged.total.astype(np.float64)
     groups = [rewards[v] for rewards, v in zip(total, valid) if v.sum() >= 2]
-    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     metrics = {
         "reward": mean(total[valid]),
         "reward_std": mean([group.std(ddof=1) for group in groups]),
@@ -50,7 +48,7 @@ def batch_metrics(
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
-        "completions/clipped_ratio": 1 - np.isin(last, stops).mean(),
+        "completions/clipped_ratio": cut_off.mean(),
         "completions/invalid": (~valid).sum(),
     }
     for name, values in judged.by_name.items():
@@ -69,9 +67,12 @@ def as_groups(
     examples: Sequence[Example],
     texts: Sequence[Sequence[str]],
     judged: Judged,
-    advantages: Float[np.ndarray, "B G"],
+    advantages: Float[np.ndarray, "B G #T"],
+    mask: Bool[np.ndarray, "B G T"],
 ) -> list[Group]:
-    """The step's groups as they are recorded and shown."""
+    """The step's groups as they are recorded and shown: advantages as the mean over tokens."""
+    each = np.broadcast_to(advantages, mask.shape).astype(np.float64)
+    means = np.where(mask, each, 0.0).sum(-1) / mask.sum(-1)
     return [
         Group(
             example=example.id,
@@ -80,7 +81,7 @@ def as_groups(
             texts=list(texts[i]),
             rewards={name: values[i].tolist() for name, values in judged.by_name.items()},
             total=judged.total[i].tolist(),
-            advantages=advantages[i].tolist(),
+            advantages=means[i].tolist(),
             valid=judged.valid[i].tolist(),
         )
         for i, example in enumerate(examples)

@@ -29,6 +29,11 @@ Raising, or returning NaN or anything but one number, makes the completion inval
 """
 
 
+StepReward = Callable[[Example, Sequence[str]], Sequence[float]]
+"""`step_reward(example, steps) -> floats`, one for each step of a completion, for process
+supervision. Raising, or returning anything else, makes the completion invalid."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Examples by split and rewards by name.

@@ -16,25 +16,18 @@ from grpojax.config import Config
 from grpojax.console import Console
 from grpojax.data import make_batches
 from grpojax.evaluate import make_evaluator
-from grpojax.learner import (
-    abstract_state,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_update,
-    make_weigher,
-)
+from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
-from grpojax.rewards import compute_rewards
+from grpojax.optimizer import make_optimizer, make_schedule
+from grpojax.rollout import evidence_of, make_rollout, reward_weights
 from grpojax.run import Run, initial_params, open_run, start_run
-from grpojax.sampling import make_sampler, stream_key
-from grpojax.scoring import make_scorer
+from grpojax.scoring import make_entropies, make_scorer
 from grpojax.sharding import shard_batch, use_mesh
 from grpojax.signals import stop_requested
 from grpojax.summary import Laps, as_groups, batch_metrics
-from grpojax.tokenizer import decode_groups
-from grpojax.types import GroupBatch, Params, TrainState
+from grpojax.types import Completions, GroupBatch, Params, TrainState
+from grpojax.weigher import make_weigher
 
 STOPPED = 75  # exit code: stopped by a signal with a checkpoint saved, run me again
 STOPPING = "signal received: finishing the step and saving; once more to break off\n"
@@ -51,45 +44,45 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
         prompt_length=sampling.prompt_length,
         seed=config.seed,
     )
-    sampler = make_sampler(
-        run.policy,
-        group_size=grpo.group_size,
-        completion_length=sampling.completion_length,
-        stop_ids=run.stops,
-        pad_id=run.tokenizer.pad_id,
-        temperature=sampling.temperature,
-    )
+    rollout = make_rollout(run)
     scorer = make_scorer(run.policy, temperature=sampling.temperature)
-    weigher = make_weigher(grpo, completion_length=sampling.completion_length)
+    entropies = make_entropies(run.policy, temperature=sampling.temperature)
+    weigher = make_weigher(
+        grpo, completion_length=sampling.completion_length, reward_weights=reward_weights(config)
+    )
     update = make_update(run.policy, optimizer, like, grpo, temperature=sampling.temperature)
     schedule = make_schedule(config.optimizer, config.updates)
-    reward_weights = list(config.rewards.values())
 
     def one_step(state: TrainState, frozen: Params, step: int):
         params = combine(frozen, state.params)
-        laps = Laps()
+        laps, scored = Laps(), {}
         examples, prompts = batch_of(step)
         prompts = shard_batch(prompts, run.mesh)
-        completions = sampler(params, prompts, stream_key(config.seed, "train", step))
-        tokens, mask = jax.device_get((completions.tokens, completions.mask))  # wait: the sampler
-        laps.end("time/sample")
 
-        ref_logps = old_logps = None  # scored on the device while the host judges
-        if state.ref_params is not None:
-            reference = combine(frozen, state.ref_params)
-            ref_logps = scorer(reference, prompts, completions.tokens)
-        if not grpo.on_policy:
-            rescored = grpo.old_logps == "rescored"
-            old_logps = (
-                scorer(params, prompts, completions.tokens) if rescored else completions.logps
-            )
-        texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
-        judged = compute_rewards(run.rewards, reward_weights, examples, texts)
-        laps.end("time/reward")
+        def meanwhile(completions: Completions) -> None:
+            """Scores on the device while the host judges."""
+            if state.ref_params is not None:
+                reference = combine(frozen, state.ref_params)
+                scored["ref_logps"] = scorer(reference, prompts, completions.tokens)
+            if not grpo.on_policy:
+                sampler_s = grpo.old_logps == "sampler"
+                scored["old_logps"] = (
+                    completions.logps if sampler_s else scorer(params, prompts, completions.tokens)
+                )
+            if grpo.top_entropy < 1:
+                scored["entropy"] = entropies(params, prompts, completions.tokens)
 
-        rewards, valid = shard_batch((judged.total, judged.valid), run.mesh)
-        advantages, weights = weigher(rewards, valid, completions.mask)
-        batch = GroupBatch(prompts, completions, advantages, weights, old_logps, ref_logps)
+        drawn = rollout(params, examples, prompts, step, laps, meanwhile)
+        evidence = evidence_of(drawn, scored, config)
+        advantages, weights = weigher(shard_batch(evidence, run.mesh), drawn.completions.mask)
+        batch = GroupBatch(
+            prompts,
+            drawn.completions,
+            advantages,
+            weights,
+            scored.get("old_logps"),
+            scored.get("ref_logps"),
+        )
         jax.block_until_ready(batch)  # wait: the reference
         laps.end("time/reference")
 
@@ -98,11 +91,14 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
         metrics = jax.device_get({"learning_rate": learning_rate, **updated})  # wait: the update
         laps.end("time/update")
 
-        metrics |= batch_metrics(judged, tokens, mask, run.stops)
-        metrics["num_tokens"] = int(mask.sum() + prompts.mask.sum())
+        metrics |= batch_metrics(drawn.judged, drawn.mask, drawn.cut_off)
+        metrics["num_tokens"] = int(drawn.mask.sum() + prompts.mask.sum())
+        if grpo.max_draws > 1:
+            metrics["completions/redrawn_groups"] = drawn.redrawn
         metrics |= {"step_time": sum(laps.times.values()), **laps.times}
-        groups = as_groups(examples, texts, judged, jax.device_get(advantages))
-        return state, metrics, batch, (groups, judged.failure)
+        shown = jax.device_get(advantages)
+        groups = as_groups(examples, drawn.texts, drawn.judged, shown, drawn.mask)
+        return state, metrics, batch, (groups, drawn.judged.failure)
 
     return one_step
 

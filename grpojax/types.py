@@ -51,12 +51,28 @@ class Completions:
 
 
 @struct.dataclass
+class Evidence:
+    """What a batch's advantages are made of, beside its mask; None where the objective reads it
+    not."""
+
+    rewards: Float[Array, "B G"]  # weighted sums
+    valid: Bool[Array, "B G"]
+    by_name: Float[Array, "B G R"] | None = None  # gdpo
+    cut_off: Bool[Array, "B G"] | None = None  # reached T without a stop token; overlong=mask
+    sampled_logps: Float[Array, "B G T"] | None = None  # kl=k1_reward, and
+    ref_logps: Float[Array, "B G T"] | None = None
+    entropy: Float[Array, "B G T"] | None = None  # top_entropy
+    step_rewards: Float[Array, "B G T"] | None = None  # supervision=process: at a step's last token
+    step_ends: Bool[Array, "B G T"] | None = None
+
+
+@struct.dataclass
 class GroupBatch:
     """All that one step's updates read."""
 
     prompts: Prompts
     completions: Completions
-    advantages: Float[Array, "B G"]
+    advantages: Float[Array, "B G #T"]  # of completions, or of their tokens
     weights: Float[Array, "B G T"]  # token weights: the loss is sum(weights * token loss)
     old_logps: Float[Array, "B G T"] | None  # None on-policy: the ratio is exactly 1
     ref_logps: Float[Array, "B G T"] | None  # None when beta is 0

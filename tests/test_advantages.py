@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpojax.advantages import group_advantages
 from grpojax.config import GRPOConfig
-from grpojax.grpo import group_advantages
 
 steady = settings(derandomize=True, max_examples=30, deadline=None, database=None)
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
-fast_advantages = jax.jit(group_advantages, static_argnames=("advantage", "std_epsilon"))
+fast_advantages = jax.jit(group_advantages, static_argnames=("advantage", "ddof", "std_epsilon"))
 
 
 @pytest.fixture(autouse=True, scope="module")

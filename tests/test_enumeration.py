@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from grpojax.advantages import group_advantages
 from grpojax.config import GRPOConfig, ModelConfig
-from grpojax.grpo import group_advantages, token_losses
-from grpojax.learner import batch_loss, make_weigher
+from grpojax.grpo import token_losses
+from grpojax.learner import batch_loss
 from grpojax.model import Policy, init_params
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import score
-from grpojax.types import Completions, GroupBatch, Prompts
+from grpojax.types import Completions, Evidence, GroupBatch, Prompts
+from grpojax.weigher import make_weigher
 
 EOS, LENGTH, GROUP = 2, 2, 2
 MODEL = ModelConfig(
@@ -87,9 +89,10 @@ def gradients(tiny, sampled):
     groups = np.array([*itertools.product(range(len(COMPLETIONS)), repeat=GROUP)])
     config = GRPOConfig(group_size=GROUP, advantage="mean", reduction="constant", beta=0.0)
     weigher = make_weigher(config, completion_length=LENGTH)
-    advantages, _ = weigher(REWARDS[groups], np.ones(groups.shape, bool), mask[groups])
+    everyone = np.ones(groups.shape, bool)
+    advantages, _ = weigher(Evidence(REWARDS[groups], everyone), mask[groups])
     # Each group is a batch of its own, so its weights are made alone.
-    alone = [weigher(REWARDS[g][None], np.ones((1, GROUP), bool), mask[g][None])[1] for g in groups]
+    alone = [weigher(Evidence(REWARDS[g][None], everyone[:1]), mask[g][None])[1] for g in groups]
 
     @jax.jit
     def both(params):
@@ -151,7 +154,14 @@ def test_expected_gradient_of_a_three_armed_bandit(group_size, options, expected
                 advantages = group_advantages(jnp.asarray(rewards)[arms], everyone, **options)
                 logps = jax.nn.log_softmax(logits)[arms][:, None]
                 return token_losses(
-                    logps, None, None, advantages, mask, beta=0.0, clip_low=0.2, clip_high=0.2
+                    logps,
+                    None,
+                    None,
+                    advantages[:, None],
+                    mask,
+                    beta=0.0,
+                    clip_low=0.2,
+                    clip_high=0.2,
                 )[0].mean()
 
             return (pi[arms].prod(-1) * jax.vmap(of_group)(jnp.asarray(arms))).sum()

@@ -14,13 +14,14 @@ PACKAGE = ROOT / "grpojax"
 
 LEVELS = [
     {"types", "architecture", "objective", "config", "checks", "names", "task", "signals"},
-    {"attention", "rotary", "layers", "experts", "lora", "families", "grpo", "sharding"}
+    {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
+    | {"grpo", "advantages", "surrogates", "kl", "optimizer"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
     | {"comparison"},
-    {"model", "tasks", "summary", "vocabulary"},
+    {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
     {"learner", "run"},
-    {"evaluate", "arithmetic", "sample", "export"},
+    {"evaluate", "arithmetic", "sample", "export", "rollout"},
     {"train", "sft"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
@@ -29,6 +30,7 @@ LEVELS = [
 FAMILIES = [
     {"layers", "experts"},
     {"tokenizer", "chat"},
+    {"grpo", "advantages", "surrogates", "kl"},
     {"config", "architecture", "objective", "checks"},
     {"metrics", "console"},
     {"pretrained", "peft", "gguf", "hub"},
@@ -38,7 +40,7 @@ FAMILIES = [
 WALLS = {
     "flax.linen": {"model", "layers", "experts", "sharding"},
     "flax.struct": {"types", "model", "experts"},
-    "optax": {"learner", "sft"},
+    "optax": {"learner", "optimizer"},
     "qwix": {"layers", "lora"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},

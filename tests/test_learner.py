@@ -15,14 +15,14 @@ from grpojax.learner import (
     batch_loss,
     fresh_state,
     init_state,
-    make_optimizer,
     make_update,
-    make_weigher,
 )
+from grpojax.optimizer import make_optimizer
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer, score
 from grpojax.sharding import shard_batch, shardings_of, use_mesh
-from grpojax.types import GroupBatch, Prompts
+from grpojax.types import Evidence, GroupBatch, Prompts
+from grpojax.weigher import make_weigher
 
 LENGTH = 6  # T
 SMALL = {"prompts_per_step": 8, "group_size": 4, "beta": 0.04}
@@ -63,7 +63,7 @@ def record(sampler, start_params):
         sampled = sampler(start_params, prompts, stream_key(0, "train", seed))
         valid = rng.random((8, 4)) > 0.2
         rewards = np.where(valid, rng.random((8, 4)), np.nan).astype(np.float32)
-        advantages, weights = weigher(rewards, valid, sampled.mask)
+        advantages, weights = weigher(Evidence(rewards, valid), sampled.mask)
         old, ref = (
             sampled.logps + rng.normal(0, 0.2, sampled.logps.shape).astype(np.float32)
             for _ in range(2)
@@ -183,12 +183,10 @@ def test_on_policy_gradient_by_log_probability_is_minus_weights_times_advantages
         (loss, _), gradient = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)(
             policy, params, {}, batch, config, 1.0
         )
-        return loss, gradient, pull(-batch.weights * batch.advantages[..., None])[0]
+        return loss, gradient, pull(-batch.weights * batch.advantages)[0]
 
     loss, gradient, expected = both(start_params)
-    np.testing.assert_allclose(
-        loss, -(batch.weights * batch.advantages[..., None]).sum(), atol=1e-7
-    )
+    np.testing.assert_allclose(loss, -(batch.weights * batch.advantages).sum(), atol=1e-7)
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     assert size > 0.01
     chex.assert_trees_all_close(gradient, expected, rtol=0, atol=1e-6 * size)
@@ -204,7 +202,7 @@ def test_at_the_first_update_nothing_is_clipped_and_the_kl_is_zero(
     assert metrics["kl"] == 0
     assert metrics["clip_ratio/region_mean"] == 0
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
-    value = -(batch.weights * batch.advantages[..., None]).sum()
+    value = -(batch.weights * batch.advantages).sum()
     np.testing.assert_allclose(metrics["loss"], value, atol=1e-7)
 
 

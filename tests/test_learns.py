@@ -10,13 +10,15 @@ import pytest
 from jax.sharding import AxisType
 
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
-from grpojax.learner import abstract_state, init_state, make_optimizer, make_update, make_weigher
+from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.lora import combine, split
 from grpojax.model import Policy, abstract_params, init_params
+from grpojax.optimizer import make_optimizer
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer
 from grpojax.sharding import sharded_init, use_mesh
-from grpojax.types import GroupBatch, Prompts
+from grpojax.types import Evidence, GroupBatch, Prompts
+from grpojax.weigher import make_weigher
 
 VOCAB, LENGTH, STEPS = 8, 3, 40
 WANTED = np.arange(1, VOCAB)  # the last token of each prompt; 0 ends a completion
@@ -69,7 +71,8 @@ def train(programs, steps, reward, sign=1):
             )
             tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
             rewards = reward(tokens, mask).astype(np.float32)
-            advantages, weights = weigher(rewards, np.ones(rewards.shape, bool), mask)
+            evidence = Evidence(rewards, np.ones(rewards.shape, bool))
+            advantages, weights = weigher(evidence, mask)
             batch = GroupBatch(PROMPTS, completions, sign * advantages, weights, None, None)
             state, _ = update(state, frozen, batch)
             means.append(rewards.mean())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpojax.config import OptimizerConfig
-from grpojax.learner import make_optimizer, make_schedule
+from grpojax.optimizer import make_optimizer, make_schedule
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from flax.core import meta
 
 from grpojax.checkpoint import close, open_checkpoints, restore
 from grpojax.config import Config
-from grpojax.learner import fresh_state, make_optimizer
+from grpojax.learner import fresh_state
 from grpojax.metrics import read_metrics
 from grpojax.model import Policy, init_params
+from grpojax.optimizer import make_optimizer
 from grpojax.run import read_config
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -13,9 +13,10 @@ from test_train import CONFIG
 from grpojax.checkpoint import close, open_checkpoints, restore
 from grpojax.config import OptimizerConfig, SFTConfig
 from grpojax.data import make_demonstrations
-from grpojax.learner import fresh_state, make_optimizer
+from grpojax.learner import fresh_state
 from grpojax.metrics import read_metrics
 from grpojax.model import Policy, init_params
+from grpojax.optimizer import make_optimizer
 from grpojax.scoring import score
 from grpojax.sft import sft
 from grpojax.task import Example, Task
