@@ -19,7 +19,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import smollm2_135m
+from grpojax.models import smollm2_135m
 
 
 def get_config() -> Config:

@@ -17,7 +17,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import gemma3_1b
+from grpojax.models import gemma3_1b
 
 
 def get_config() -> Config:

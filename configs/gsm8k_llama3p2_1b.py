@@ -17,7 +17,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import llama3p2_1b
+from grpojax.models import llama3p2_1b
 
 
 def get_config() -> Config:

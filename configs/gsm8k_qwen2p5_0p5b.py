@@ -17,7 +17,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import qwen2p5_0p5b
+from grpojax.models import qwen2p5_0p5b
 
 
 def get_config() -> Config:

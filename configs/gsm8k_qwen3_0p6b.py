@@ -17,7 +17,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import qwen3_0p6b
+from grpojax.models import qwen3_0p6b
 
 
 def get_config() -> Config:

@@ -18,7 +18,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import qwen2p5_7b
+from grpojax.models import qwen2p5_7b
 
 
 def get_config() -> Config:

@@ -18,7 +18,7 @@ from grpojax.config import (
     OptimizerConfig,
     SamplingConfig,
 )
-from grpojax.presets import qwen3_30b_a3b
+from grpojax.models import qwen3_30b_a3b
 
 
 def get_config() -> Config:

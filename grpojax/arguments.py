@@ -23,6 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from grpojax.checks import require, require_positive
 from grpojax.config import Config, EvaluationConfig, SamplingConfig
 from grpojax.names import nearest
+from grpojax.presets import describe_objective
 
 OnOff = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -129,7 +130,8 @@ def parse_with_config(kind: type[SFTArguments], command: str, args: list[str]) -
         )
         path, args = Path(args[0]), args[1:]
         default = kind(workdir=Path("runs") / path.stem, config=load_config(path))
-    arguments = parse(kind, f"{command} {path}", args, default)
+    about = "\n".join([str(kind.__doc__), "", describe_objective(default.config.grpo)])
+    arguments = parse(kind, f"{command} {path}", args, default, about)
     workdir = arguments.workdir
     require(not workdir.is_file(), f"workdir must be a folder, got the file {workdir}")
     return arguments
@@ -168,8 +170,12 @@ def make_importable(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any:
+def parse(
+    kind: type, command: str, args: list[str], default: Any = None, about: str | None = None
+) -> Any:
     """Fills the dataclass `kind` from the flags in `args`; what they leave out is `default`'s.
+
+    `about` heads the help page; without it the docstring of `kind` does.
 
     Raises:
       ValueError: an unknown flag, a value that its field refuses, or a missing one.
@@ -177,7 +183,12 @@ def parse(kind: type, command: str, args: list[str], default: Any = None) -> Any
     """
     named = (tyro.conf.PositionalMetavarFromFieldName,)
     cli = functools.partial(
-        tyro.cli, kind, prog=f"grpojax {command}", registry=REGISTRY, config=named
+        tyro.cli,
+        kind,
+        prog=f"grpojax {command}",
+        description=about,
+        registry=REGISTRY,
+        config=named,
     )
     if default is not None:
         cli = functools.partial(cli, default=default)

@@ -8,6 +8,7 @@ import jax
 from grpojax.config import Config
 from grpojax.data import make_batches
 from grpojax.model import abstract_params
+from grpojax.presets import describe_objective
 from grpojax.run import open_run
 
 
@@ -31,19 +32,19 @@ def dry_run(config: Config, workdir: Path) -> str:
     )
     leaves = jax.tree.leaves(abstract_params(run.policy, run.mesh))
     parameters = sum(math.prod(leaf.shape) for leaf in leaves)
-    rows = grpo.prompts_per_step * grpo.group_size
+    completions = grpo.prompts_per_step * grpo.group_size
     prompt_tokens = grpo.prompts_per_step * sampling.prompt_length
-    tokens = rows * sampling.completion_length
+    tokens = completions * sampling.completion_length
     width = {"float32": 4, "bfloat16": 2}[model.compute_dtype]
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
     copies = {"parameters": 1, "AdamW moments": 2, "reference": int(grpo.beta > 0), "gradients": 1}
     updates = grpo.epochs_per_batch * grpo.minibatches
-    evaluated = max(1, min(rows // config.evaluation.samples, config.evaluation.examples))
+    evaluated = max(1, min(completions // config.evaluation.samples, config.evaluation.examples))
     shapes = [
         f"sample {grpo.prompts_per_step} x {grpo.group_size}",
         f"update {grpo.prompts_per_step // (grpo.minibatches * grpo.microbatches)} x "
         f"{grpo.group_size} in {grpo.minibatches} minibatches of {grpo.microbatches} microbatches",
-        f"evaluate {min(rows, config.evaluation.examples)} x 1 greedy and "
+        f"evaluate {min(completions, config.evaluation.examples)} x 1 greedy and "
         f"{evaluated} x {config.evaluation.samples} sampled",
     ]
     if grpo.beta > 0 or (not grpo.on_policy and grpo.old_logps == "rescored"):
@@ -52,6 +53,7 @@ def dry_run(config: Config, workdir: Path) -> str:
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     lines = {
         "run": f"{workdir}: task {config.task}, {len(run.task.splits['train'])} training examples",
+        "objective": describe_objective(grpo).partition(": ")[2],
         "steps": f"{config.steps}, {updates} updates each; {config.updates} updates in all",
         "tokens per step": f"at most {prompt_tokens:,} of prompts, {tokens:,} of completions "
         f"({grpo.prompts_per_step} prompts x {grpo.group_size} x {sampling.completion_length})",
@@ -64,7 +66,8 @@ def dry_run(config: Config, workdir: Path) -> str:
         + "; ".join(shapes),
     }
     longest = max(map(len, lines))
-    return "\n".join(f"{name:{longest}}  {text}" for name, text in lines.items())
+    rows = [f"{name:{longest}}  {text}" for name, text in lines.items()]
+    return "\n".join([*rows, *(f"caution: {reason}" for reason in grpo.cautions)])
 
 
 def size(count: int | float) -> str:

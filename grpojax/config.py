@@ -163,7 +163,7 @@ class Config:
     # the task's own rewards by name, or module:function, each with its weight
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     step_reward: str = ""  # module:function that rewards steps, for grpo.supervision process
-    step_boundary: str = "\n"  # text that ends a step
+    step_boundary: str = "newline"  # what ends a step: newline, or a text such as </step>
     init: str = ""  # first parameters: empty for random, a Hugging Face folder or a run directory
     # empty: that of `init`, or SentencePiece trained on the task's text; or bytes, a folder, a file
     tokenizer: str = ""

@@ -99,7 +99,7 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
             judged, step_rewards, step_ends = judge_steps(
                 run.step_reward,
                 run.tokenizer,
-                config.step_boundary,
+                "\n" if config.step_boundary == "newline" else config.step_boundary,
                 run.stops,
                 examples,
                 tokens,

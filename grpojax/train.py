@@ -20,6 +20,7 @@ from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
 from grpojax.optimizer import make_optimizer, make_schedule
+from grpojax.presets import describe_objective
 from grpojax.rollout import evidence_of, make_rollout, reward_weights
 from grpojax.run import Run, initial_params, open_run, start_run
 from grpojax.scoring import make_entropies, make_scorer
@@ -139,6 +140,9 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
         log = config.logging
         writer = stack.enter_context(MetricsWriter(workdir, first, log.tensorboard))
         console = stack.enter_context(Console(config.steps, first, log.completions_every))
+        console.say(describe_objective(config.grpo))
+        for reason in config.grpo.cautions:
+            console.say(f"caution: {reason}")
         requested = stack.enter_context(stop_requested(STOPPING))
         before = read_metrics(workdir)
         num_tokens = max((line.get("num_tokens", 0) for line in before), default=0)

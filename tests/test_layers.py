@@ -16,7 +16,7 @@ LEVELS = [
     {"types", "architecture", "objective", "config", "checks", "names", "task", "signals"},
     {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
     | {"grpo", "advantages", "surrogates", "kl", "optimizer"}
-    | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
+    | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison"},
     {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},

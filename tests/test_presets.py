@@ -1,83 +1,89 @@
-"""Presets of models are what the published `config.json` says, and such files are read whole."""
+"""Objectives by paper: what each sets, what a config equals, and what cannot go together."""
+
+import dataclasses
 
 import pytest
 
 from grpojax import presets
-from grpojax.families import read_model
-
-PUBLISHED = {  # the fields of the files on the Hub, bookkeeping included where it could mislead
-    "llama3p2_1b": {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
-        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
-        "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
-        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
-        "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-        "rope_scaling": {
-            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192, "rope_type": "llama3",
-        },
-        "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-        "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
-    },
-    "qwen2p5_7b": {
-        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-        "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
-        "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
-        "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
-        "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False,
-        "vocab_size": 152064,
-    },
-    "qwen2p5_32b": {
-        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu",
-        "hidden_size": 5120, "intermediate_size": 27648, "max_position_embeddings": 32768,
-        "max_window_layers": 70, "model_type": "qwen2", "num_attention_heads": 40,
-        "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False,
-        "use_sliding_window": False, "vocab_size": 152064,
-    },
-    "qwen2p5_0p5b": {
-        "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896,
-        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21,
-        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0,
-        "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
-        "vocab_size": 151936,
-    },
-    "qwen3_0p6b": {
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 128,
-        "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
-        "max_position_embeddings": 40960, "max_window_layers": 28, "num_attention_heads": 16,
-        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
-        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
-        "tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936,
-    },
-    "qwen3_30b_a3b": {
-        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False,
-        "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
-        "intermediate_size": 6144, "max_position_embeddings": 40960, "mlp_only_layers": [],
-        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
-        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
-        "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06,
-        "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
-        "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
-    },
-    "gemma3_1b": {
-        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
-        "attn_logit_softcapping": None, "cache_implementation": "hybrid",
-        "final_logit_softcapping": None, "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
-        "intermediate_size": 6912, "max_position_embeddings": 32768,
-        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26,
-        "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
-        "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
-        "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
-    },
-}  # fmt: skip
+from grpojax.config import Config, GRPOConfig
+from grpojax.presets import describe_objective
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_preset_is_the_published_model(name):
-    assert read_model(PUBLISHED[name]) == getattr(presets, name)()
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.__name__)
+def test_every_preset_is_described_as_itself(preset):
+    assert describe_objective(preset().grpo) == f"objective: {preset.__name__}"
+    assert preset().grpo.cautions == []
+    # Sizes of the work are not the paper's objective.
+    more = dataclasses.replace(preset().grpo, prompts_per_step=1024, microbatches=2)
+    assert describe_objective(more) == f"objective: {preset.__name__}"
+
+
+def test_presets_differ_in_their_objectives():
+    assert len({preset().grpo for preset in presets.PRESETS}) == len(presets.PRESETS)
+
+
+def test_a_departure_is_named_with_both_values():
+    grpo = dataclasses.replace(presets.dapo().grpo, clip_high=0.25, group_size=8)
+    assert describe_objective(grpo) == (
+        "objective: dapo, but group_size 8 (16), clip_high 0.25 (0.28)"
+    )
+
+
+def test_fields_that_the_objective_does_not_read_are_no_departure():
+    grpo = dataclasses.replace(presets.dr_grpo().grpo, kl="k2", std_epsilon=1e-4, tau_positive=2.0)
+    assert describe_objective(grpo) == "objective: dr_grpo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kl": "k1"}, "kl=k1 in the loss has a gradient of 0 in expectation .* k3_weighted"),
+        ({"kl": "k4"}, "kl must be one of k3, k3_weighted, k2, k1_reward, got 'k4'"),
+        ({"ratio": "geometric", "surrogate": "sapo"}, "ratio=geometric clips by itself"),
+        ({"dual_clip": 1.1}, r"more than 1 \+ clip_high = 1.2, got 1.1"),
+        ({"dual_clip": 3.0, "surrogate": "cispo"}, "dual_clip needs surrogate=clip"),
+        ({"mismatch": "truncated", "minibatches": 2}, "set old_logps=rescored"),
+        ({"kl": "k1_reward", "advantage": "gdpo"}, "advantage=gdpo normalises each"),
+        ({"supervision": "process", "advantage": "rloo"}, "it needs advantage=group"),
+        ({"supervision": "process", "max_draws": 2}, "set max_draws=1"),
+        ({"deviation_ddof": 2}, "deviation_ddof must be 0 or 1, got 2"),
+        ({"top_entropy": 0.0}, "top_entropy must be above 0"),
+        ({"mismatch_low": 3.0}, "below mismatch_high=2.0, got 3.0"),
+        ({"clip_low": 10.0}, r"at most 1 \(which never binds\), got 10.0"),
+        ({"entropy_weight": -0.1}, "entropy_weight must be 0 or more, got -0.1"),
+    ],
+)
+def test_known_wrong_combinations_are_refused_with_the_reason(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GRPOConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "caution"),
+    [
+        ({"ratio": "sequence", "reduction": "token_mean"}, "weigh it by length"),
+        ({"kl": "k2", "minibatches": 2}, "exact on-policy alone"),
+        ({"surrogate": "policy_gradient", "epochs_per_batch": 2}, "nothing corrects"),
+        ({"reduction": "constant"}, "advantage=mean is its other half"),
+    ],
+)
+def test_misleading_combinations_are_allowed_with_the_reason(fields, caution):
+    (found,) = GRPOConfig(**fields).cautions
+    assert caution in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"grpo": GRPOConfig(supervision="process")}, "step_reward and grpo.supervision=process"),
+        ({"step_reward": "a:b"}, "step_reward and grpo.supervision=process need each other"),
+        ({"step_boundary": ""}, "step_boundary must be a text"),
+        (
+            {"grpo": GRPOConfig(overlong="soft", overlong_buffer=64)},
+            "overlong_buffer=64 must be below completion_length=64",
+        ),
+    ],
+)
+def test_what_the_objective_needs_of_the_rest_of_the_config(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**fields)
