@@ -45,20 +45,29 @@ class TrainArguments(SFTArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Accuracy and pass@k of a run on held-out problems, with standard errors."""
+    """Checkpoints of one or more runs on held-out problems, side by side, with intervals."""
 
-    run: tyro.conf.Positional[Path]  # run directory
-    split: Literal["train", "validation", "test"] = "test"  # of the run's task
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories
+    split: Literal["train", "validation", "test"] = "test"  # of the runs' task
     examples: int = EvaluationConfig.examples  # problems of the split
     samples: int = 16  # completions sampled for each, beside the greedy one
-    k: tuple[int, ...] = ()  # of pass@k; by default those of 1, 4 and 16 that `samples` allows
-    step: int | None = None  # of the checkpoint; by default the newest
+    # of pass@k and maj@k; by default those of 1, 4 and 16 that `samples` allows
+    k: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()  # of the checkpoints of each run; by default its newest
+    out: Path | None = None  # file for every completion, judged, as JSON lines
 
     def __post_init__(self):
+        require(bool(self.runs), "evaluate needs at least one run directory, got none")
         require_positive(self, "examples", "samples")
         for k in self.k:
             require(0 < k <= self.samples, f"k must be from 1 to samples={self.samples}, got {k}")
-        require(self.step is None or self.step >= 0, f"step must be 0 or more, got {self.step}")
+        for step in self.steps:
+            require(step >= 0, f"steps must be 0 or more, got {step}")
+        out = self.out
+        require(
+            out is None or (out.parent.is_dir() and not out.is_dir()),
+            f"out must be a file in a folder that exists, got {out}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

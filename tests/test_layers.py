@@ -16,12 +16,12 @@ LEVELS = [
     {"types", "architecture", "objective", "config", "checks", "names", "task", "signals"},
     {"attention", "rotary", "layers", "experts", "lora", "families", "grpo", "sharding"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
-    | {"comparison"},
+    | {"comparison", "estimates", "coleg"},
     {"model", "tasks", "summary", "vocabulary"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
     {"learner", "run"},
-    {"evaluate", "arithmetic", "sample", "export"},
-    {"train", "sft"},
+    {"answers", "measures", "evaluate", "arithmetic", "sample", "export"},
+    {"train", "sft", "scoreboard"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
 ]
@@ -33,6 +33,8 @@ FAMILIES = [
     {"metrics", "console"},
     {"pretrained", "peft", "gguf", "hub"},
     {"report", "curves"},
+    {"estimates", "coleg"},
+    {"answers", "measures", "evaluate"},
     LEVELS[8],
 ]
 WALLS = {
@@ -49,7 +51,7 @@ WALLS = {
     "huggingface_hub": {"hub"},
     "tensorflow_datasets": {"data", "tasks"},
     "grain": {"data", "tasks"},
-    "rich": {"metrics", "console"},
+    "rich": {"metrics", "console", "scoreboard"},
     "tensorboardX": {"metrics", "console"},
     "matplotlib": {"report", "curves"},
     "tyro": {"__main__", "arguments"},
