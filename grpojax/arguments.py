@@ -242,6 +242,7 @@ PLAIN = {
     r"^Error parsing (\w+Arguments: |config\.)?": "",
     r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
     r"could not convert string to float: ": "must be a number, got ",
+    r": Could not find valid parse for arguments: \[(.*)\]$": r" must be whole numbers, got \1",
     r"no type matching \{None\}\|INT .* from \[(.*?)\].*": r"must be a whole number, got \1",
     r"^(--\S+): must": r"\1 must",
     r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*)\)\.$": (

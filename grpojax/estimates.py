@@ -125,7 +125,7 @@ def difference_interval(ours: Measure, theirs: Measure) -> Interval:
     return percentile_interval(bootstrap(ours) - bootstrap(theirs))
 
 
-def wilson_interval(right: float, of: int) -> Interval:
+def wilson_interval(right: int | float, of: int) -> Interval:
     """Wilson's score interval at 95 % of a share (Wilson 1927): within [0, 1], and not of width 0
     where all are right or none is."""
     if of == 0:

@@ -94,11 +94,10 @@ def evaluate_runs(
     for run in runs:
         splits = ", ".join(run.task.splits)
         require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
-        missing = set(steps) - set(saved := saved_steps(run.workdir))
-        require(
-            saved and not missing,
-            f"{run.workdir} has no checkpoint {min(missing, default='')}; its steps: {saved}",
-        )
+        saved = saved_steps(run.workdir)
+        missing = [step for step in steps if step not in saved]
+        named = f"checkpoint {missing[0]}" if missing else "checkpoint"
+        require(bool(saved) and not missing, f"{run.workdir} has no {named}; its steps: {saved}")
     problems = [list(run.task.splits[split][:examples]) for run in runs]
     for run, chosen in zip(runs, problems):
         require(
