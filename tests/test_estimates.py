@@ -14,6 +14,7 @@ from grpojax.estimates import (
     majority_at_k,
     mean_of,
     pass_at_k,
+    resamples,
     restricted,
     standard_error,
     wilson_interval,
@@ -100,6 +101,13 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
         low, high = interval(mean_of(rng.binomial(4, difficulty) / 4))
         covered += low <= 0.5 <= high
     assert 0.92 <= covered / 400 <= 0.97  # 0.95, three standard errors are 0.033; small n: less
+
+
+def test_the_bootstrap_draws_the_same_in_every_process():
+    parts = mean_of(np.array([0.2, 0.9, 0.4, 0.6]))
+    before = interval(parts)
+    resamples.cache_clear()
+    assert interval(parts) == before
 
 
 def test_a_difference_is_paired_by_problem():

@@ -93,11 +93,17 @@ def chances(data) -> Task:
     ]
     splits = {"train": examples[:20], "validation": examples[20:30], "test": examples[30:]}
     rewards = {"accuracy": lambda e, c: number(c) == 0, "format": form}
-    return Task(splits=splits, rewards=rewards, extract=lambda c: str(number(c)))
+    return Task(splits=splits, rewards=rewards, extract=extracted)
 
 
 def number(completion):
     return zlib.crc32(completion.encode()) % 3
+
+
+def extracted(completion):
+    if number(completion) == 2:
+        raise RuntimeError("no answer")
+    return str(number(completion))
 
 
 def form(example, completion):
@@ -169,9 +175,10 @@ def test_the_command_prints_a_table_and_writes_every_completion(
             judged = None if zlib.crc32(answer["text"].encode()) % 5 == 0 else 1.0
             right = float(number(answer["text"]) == 0)
             assert answer["rewards"] == {"accuracy": right, "format": judged}
-            assert answer["extracted"] == str(number(answer["text"]))
+            assert answer["extracted"] == {0: "0", 1: "1"}.get(number(answer["text"]))
             assert 1 <= answer["length"] <= 12
             assert answer["length"] == 12 or not answer["truncated"]
+    assert any(answer["truncated"] for line in lines for answer in line["sampled"])
     greedy = [line["greedy"]["rewards"]["accuracy"] for line in lines[:24]]
     assert f"{np.mean(greedy):.3f} [" in said
     assert len({a["text"] for line in lines for a in line["sampled"]}) > 100
