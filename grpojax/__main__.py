@@ -103,20 +103,23 @@ def sft(args: list[str]) -> int:
 
 def evaluate(args: list[str]) -> int:
     arguments = parse(EvaluateArguments, "evaluate", args)
-    require_folder(arguments.run)
-    from grpojax.evaluate import evaluate_run
+    for run in arguments.runs:
+        require_folder(run)
+    from grpojax.evaluate import evaluate_runs, write_answers
+    from grpojax.scoreboard import show_scoreboard
 
-    metrics = evaluate_run(
-        arguments.run,
+    evaluations = evaluate_runs(
+        arguments.runs,
+        steps=arguments.steps,
         split=arguments.split,
         samples=arguments.samples,
         k=arguments.k or tuple(k for k in (1, 4, 16) if k <= arguments.samples),
         examples=arguments.examples,
-        step=arguments.step,
     )
-    width = max(map(len, metrics))
-    print(f"{arguments.run}, step {metrics.pop('step')}, {arguments.split} split")
-    print("\n".join(f"{name:{width}}  {value:.4f}" for name, value in metrics.items()))
+    show_scoreboard(evaluations, arguments.split)
+    if arguments.out is not None:
+        write_answers(arguments.out, arguments.split, evaluations)
+        print(f"every completion is in {arguments.out}")
     return 0
 
 

@@ -46,20 +46,29 @@ class TrainArguments(SFTArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Accuracy and pass@k of a run on held-out problems, with standard errors."""
+    """Checkpoints of one or more runs on held-out problems, side by side, with intervals."""
 
-    run: tyro.conf.Positional[Path]  # run directory
-    split: Literal["train", "validation", "test"] = "test"  # of the run's task
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories
+    split: Literal["train", "validation", "test"] = "test"  # of the runs' task
     examples: int = EvaluationConfig.examples  # problems of the split
     samples: int = 16  # completions sampled for each, beside the greedy one
-    k: tuple[int, ...] = ()  # of pass@k; by default those of 1, 4 and 16 that `samples` allows
-    step: int | None = None  # of the checkpoint; by default the newest
+    # of pass@k and maj@k; by default those of 1, 4 and 16 that `samples` allows
+    k: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()  # of the checkpoints of each run; by default its newest
+    out: Path | None = None  # file for every completion, judged, as JSON lines
 
     def __post_init__(self):
+        require(bool(self.runs), "evaluate needs at least one run directory, got none")
         require_positive(self, "examples", "samples")
         for k in self.k:
             require(0 < k <= self.samples, f"k must be from 1 to samples={self.samples}, got {k}")
-        require(self.step is None or self.step >= 0, f"step must be 0 or more, got {self.step}")
+        for step in self.steps:
+            require(step >= 0, f"steps must be 0 or more, got {step}")
+        out = self.out
+        require(
+            out is None or (out.parent.is_dir() and not out.is_dir()),
+            f"out must be a file in a folder that exists, got {out}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +253,7 @@ PLAIN = {
     r"^Error parsing (\w+Arguments: |config\.)?": "",
     r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
     r"could not convert string to float: ": "must be a number, got ",
+    r": Could not find valid parse for arguments: \[(.*)\]$": r" must be whole numbers, got \1",
     r"no type matching \{None\}\|INT .* from \[(.*?)\].*": r"must be a whole number, got \1",
     r"^(--\S+): must": r"\1 must",
     r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*)\)\.$": (

@@ -121,28 +121,34 @@ class Console:
         self.terminal.print(Text("\n").join(lines), soft_wrap=True)
 
     def literal(self, text: str, shown: int | None = SHOWN) -> Text:
-        """`text` without markup; what a terminal would obey, or cannot write, as its dim escape."""
-        if shown is not None and len(text) > shown:
-            half = shown // 2
-            left_out = f" …{len(text) - 2 * half:,} characters… "
-            return Text.assemble(
-                self.literal(text[:half]),
-                (self.literal(left_out).plain, "dim"),
-                self.literal(text[-half:]),
-            )
-        pieces = Text()
-        for writable, characters in groupby(text, self.writable):
-            piece = "".join(characters)
-            if writable:
-                pieces.append(piece)
-            else:
-                pieces.append(piece.encode("unicode_escape").decode("ascii"), "dim")
-        return pieces
+        """`text` as this terminal can show it; see `literal`."""
+        return literal(text, self.terminal.encoding, shown)
 
-    def writable(self, character: str) -> bool:
-        """Whether the terminal can write the character and does nothing else with it."""
-        # isprintable() is False for controls, surrogates and the marks that turn text around.
-        return character.isprintable() and bool(character.encode(self.terminal.encoding, "ignore"))
+
+def literal(text: str, encoding: str, shown: int | None = SHOWN) -> Text:
+    """`text` without markup; what a terminal would obey, or cannot write, as its dim escape."""
+    if shown is not None and len(text) > shown:
+        half = shown // 2
+        left_out = f" …{len(text) - 2 * half:,} characters… "
+        return Text.assemble(
+            literal(text[:half], encoding),
+            (literal(left_out, encoding).plain, "dim"),
+            literal(text[-half:], encoding),
+        )
+    pieces = Text()
+    for writable, characters in groupby(text, lambda c: is_writable(c, encoding)):
+        piece = "".join(characters)
+        if writable:
+            pieces.append(piece)
+        else:
+            pieces.append(piece.encode("unicode_escape").decode("ascii"), "dim")
+    return pieces
+
+
+def is_writable(character: str, encoding: str) -> bool:
+    """Whether a terminal can write the character and does nothing else with it."""
+    # isprintable() is False for controls, surrogates and the marks that turn text around.
+    return character.isprintable() and bool(character.encode(encoding, "ignore"))
 
 
 def spread(group: Group, count: int) -> list[int]:

@@ -1,114 +1,50 @@
-"""Evaluation: held-out accuracy, greedy and sampled, with standard errors, by the sampler that
-trains.
+"""Evaluation: what checkpoints answer to held-out problems, in numbers with their uncertainty."""
 
-Standard errors are over problems: completions of one problem are not independent of each other.
-"""
-
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jax
-import numpy as np
-from jaxtyping import Bool, Float
-
+from grpojax.answers import Answered, make_answerer
 from grpojax.checks import require
-from grpojax.data import make_prompts, rows_of
-from grpojax.rewards import compute_rewards
+from grpojax.estimates import Measure
+from grpojax.measures import as_metrics, measure
+from grpojax.metrics import replace, to_json
 from grpojax.run import Run, reopen_run, trained_params
-from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import shard_batch, use_mesh
-from grpojax.tokenizer import decode_groups
+from grpojax.sampling import stream_key
+from grpojax.sharding import use_mesh
 from grpojax.types import Params
 
 Evaluator = Callable[[Params, int, str], dict[str, float]]
 
 
-def make_evaluator(run: Run, *, examples: int, samples: int, k: tuple[int, ...]) -> Evaluator:
-    """`evaluate(params, step, split)`: accuracy on the first `examples` problems of a split.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A checkpoint's answers to problems of a split, and what they come to."""
 
-    Metrics: `accuracy` (greedy), `sampled_accuracy` (mean over `samples` completions, none drawn if
-    0), `pass@k` for each of `k`, each with its standard error in `.._se`; `invalid`, completions
-    that could not be judged and count nowhere. `step` seeds the draws.
+    workdir: Path
+    step: int
+    answered: list[Answered]
+    measures: dict[str, Measure]  # see `measure`
+
+
+def make_evaluator(run: Run, *, examples: int, samples: int, k: tuple[int, ...]) -> Evaluator:
+    """`evaluate(params, step, split)`: the numbers of `measure` on the first `examples` problems of
+    a split, each with its standard error over problems in `.._se`; and `invalid`, how many
+    completions could not be judged right or wrong and count nowhere, if any. `step` seeds the
+    draws.
 
     Raises:
       ValueError: a `k` exceeds `samples`.
     """
-    most = max(k, default=0)
-    require(most <= samples, f"pass@k needs k of at most samples={samples}, got k={most}")
-    config, evaluation = run.config, run.config.evaluation
-    shape = dict(
-        completion_length=config.sampling.completion_length,
-        stop_ids=run.stops,
-        pad_id=run.tokenizer.pad_id,
-    )
-    greedy = make_sampler(run.policy, group_size=1, greedy=True, **shape)
-    sampled = make_sampler(
-        run.policy,
-        group_size=max(samples, 1),
-        temperature=evaluation.temperature,
-        top_k=evaluation.top_k,
-        top_p=evaluation.top_p,
-        **shape,
-    )
-    accuracy = {"accuracy": run.task.rewards["accuracy"]}
-    at_once = config.grpo.prompts_per_step * config.grpo.group_size  # completions: as in training
-    shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-
-    def judge(sampler, params, step, chosen, group_size):
-        """Accuracy [n, G] of completions of the chosen problems, and which could be judged."""
-        prompts = make_prompts(chosen, run.tokenizer, config.sampling.prompt_length)
-        key = stream_key(config.seed, "evaluate", step)
-        size = -(-min(max(at_once // group_size, 1), len(chosen)) // shards) * shards
-        texts = []
-        for start in range(0, len(chosen), size):
-            # The last batch is filled up with its last problem: one shape, compiled once.
-            rows = np.minimum(np.arange(start, start + size), len(chosen) - 1)
-            drawn = sampler(params, shard_batch(rows_of(prompts, rows), run.mesh), key)
-            tokens, mask = jax.device_get((drawn.tokens, drawn.mask))
-            texts += decode_groups(run.tokenizer, tokens, mask, run.stops)
-        judged = compute_rewards(accuracy, [1.0], chosen, texts[: len(chosen)])
-        return judged.total, judged.valid
+    require_samples(k, samples)
+    answer = make_answerer(run, samples=samples)
 
     def evaluate(params: Params, step: int, split: str) -> dict[str, float]:
         chosen = list(run.task.splits[split][:examples])
-        right, valid = judge(greedy, params, step, chosen, 1)
-        metrics = with_error("accuracy", right[valid])
-        invalid = (~valid).sum()
-        if samples:
-            right, valid = judge(sampled, params, step, chosen, samples)
-            metrics |= sampled_metrics(right, valid, k)
-            invalid += (~valid).sum()
-        return metrics | ({"invalid": float(invalid)} if invalid else {})
+        answered = answer(params, chosen, stream_key(run.config.seed, "evaluate", step))
+        return as_metrics(answered, measure(answered, k, votes=run.task.extract is not None))
 
     return evaluate
-
-
-def sampled_metrics(
-    right: Float[np.ndarray, "n S"], valid: Bool[np.ndarray, "n S"], k: tuple[int, ...]
-) -> dict[str, float]:
-    """Mean accuracy and pass@k of S samples for each of n problems, over the valid ones."""
-    judged = valid.any(1)
-    right, valid = np.where(valid, right, 0.0)[judged], valid[judged]
-    metrics = with_error("sampled_accuracy", right.sum(1) / valid.sum(1))
-    for most in k:
-        counts = zip(valid.sum(1).tolist(), (right > 0).sum(1).tolist())
-        passed = [pass_at_k(n, c, most) for n, c in counts if n >= most]
-        metrics |= with_error(f"pass@{most}", np.array(passed))
-    return metrics
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Probability that k of `samples`, `right` of them right, hold a right one: the unbiased
-    estimate 1 - C(samples - right, k) / C(samples, k) (Codex, 2107.03374)."""
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def with_error(name: str, values: Float[np.ndarray, "n"]) -> dict[str, float]:
-    """The mean over problems and its standard error; NaN for what too few problems cannot give."""
-    mean = float(values.mean()) if values.size else math.nan
-    error = float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
-    return {name: mean, f"{name}_se": error}
 
 
 def evaluate_run(
@@ -121,16 +57,101 @@ def evaluate_run(
     step: int | None,
     say: Callable[[str], None] = print,
 ) -> dict[str, int | float]:
-    """Evaluates a checkpoint of a run (the newest, or `step`) on a split of its task.
+    """Evaluates a checkpoint of a run (the newest, or `step`): its "step", and the metrics that
+    `make_evaluator` gives. See `evaluate_runs`.
+    """
+    steps = () if step is None else (step,)
+    (one,) = evaluate_runs(
+        [workdir], steps=steps, split=split, samples=samples, k=k, examples=examples, say=say
+    )
+    return {"step": one.step, **as_metrics(one.answered, one.measures)}
+
+
+def evaluate_runs(
+    workdirs: Sequence[Path],
+    *,
+    steps: Sequence[int],
+    split: str,
+    samples: int,
+    k: tuple[int, ...],
+    examples: int,
+    say: Callable[[str], None] = print,
+) -> list[Evaluation]:
+    """Evaluates checkpoints of runs, those at `steps` or the newest of each, on the same problems.
+
+    Draws are those that training makes after the first checkpoint's step, in the first run, and are
+    the same for all: what differs between two checkpoints is not the luck of the draws.
+
+    Returns:
+      An evaluation for each checkpoint, in the order of `workdirs`, then `steps`.
 
     Raises:
-      ValueError: there is no such run, checkpoint or split.
+      ValueError: there is no such run, checkpoint or split, the runs differ in their problems, or
+        a `k` exceeds `samples`; before anything is compiled.
     """
-    run = reopen_run(workdir)
-    splits = ", ".join(run.task.splits)
-    require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
-    with use_mesh(run.mesh):
-        evaluate = make_evaluator(run, examples=examples, samples=samples, k=k)
-        which = "newest" if step is None else step
-        params, at = trained_params(workdir, run.mesh, say, which)
-        return {"step": at, **evaluate(params, at, split)}
+    require_samples(k, samples)
+    runs = [reopen_run(workdir) for workdir in workdirs]
+    for run in runs:
+        splits = ", ".join(run.task.splits)
+        require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
+        saved = saved_steps(run.workdir)
+        missing = [step for step in steps if step not in saved]
+        named = f"checkpoint {missing[0]}" if missing else "checkpoint"
+        require(bool(saved) and not missing, f"{run.workdir} has no {named}; its steps: {saved}")
+    problems = [list(run.task.splits[split][:examples]) for run in runs]
+    for run, chosen in zip(runs, problems):
+        require(
+            [(e.id, e.answer) for e in chosen] == [(e.id, e.answer) for e in problems[0]],
+            f"runs must have the same problems to stand side by side, got others in {run.workdir} "
+            f"than in {runs[0].workdir}; evaluate them one at a time",
+        )
+    key, found = None, []
+    for run, chosen in zip(runs, problems):
+        with use_mesh(run.mesh):
+            answer = make_answerer(run, samples=samples)
+            for which in steps or ("newest",):
+                params, step = trained_params(run.workdir, run.mesh, say, which)
+                if key is None:
+                    key = stream_key(run.config.seed, "evaluate", step)
+                answered = answer(params, chosen, key)
+                measures = measure(answered, k, votes=run.task.extract is not None)
+                found.append(
+                    Evaluation(workdir=run.workdir, step=step, answered=answered, measures=measures)
+                )
+    return found
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of a run's checkpoints, damaged ones included, ascending."""
+    folders = (workdir / "checkpoints").glob("[0-9]*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+
+
+def require_samples(k: Sequence[int], samples: int) -> None:
+    most = max(k, default=0)
+    require(most <= samples, f"pass@k needs k of at most samples={samples}, got k={most}")
+
+
+def write_answers(path: Path, split: str, evaluations: Sequence[Evaluation]) -> None:
+    """Writes JSON lines, one for each checkpoint and problem: which it is, its completions with
+    their rewards (null: could not be judged), lengths and extracted answers."""
+    lines = []
+    for evaluation in evaluations:
+        which = {"run": str(evaluation.workdir), "step": evaluation.step, "split": split}
+        for answered in evaluation.answered:
+            example, answers = answered.example, asdict(answered)
+            lines.append(
+                to_json(
+                    which
+                    | {
+                        "example": example.id,
+                        "category": example.category,
+                        "origin": example.origin,
+                        "prompt": example.prompt,
+                        "answer": example.answer,
+                        "greedy": answers["greedy"],
+                        "sampled": answers["sampled"],
+                    }
+                )
+            )
+    replace(path, b"".join(lines))

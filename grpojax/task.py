@@ -19,6 +19,8 @@ class Example:
     # a worked solution to imitate in the supervised stage, where the task has one
     completion: str = ""
     category: str = ""  # kind of problem; evaluation reports accuracy by it where a task has some
+    # the same text in every version of one problem, such as its longer tellings; empty: no versions
+    origin: str = ""
 
 
 Reward = Callable[[Example, str], float]

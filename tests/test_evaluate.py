@@ -1,7 +1,9 @@
-"""Evaluation: every problem counts once, errors are over problems, and a run's numbers return."""
+"""Evaluation: every problem counts once, checkpoints meet the same problems and draws, and a run's
+numbers return."""
 
 import dataclasses
-import math
+import json
+import shutil
 import zlib
 
 import jax
@@ -10,10 +12,14 @@ import pytest
 from flax.core import meta
 from test_train import CONFIG
 
-from grpojax.evaluate import evaluate_run, make_evaluator, pass_at_k, sampled_metrics, with_error
+from grpojax.__main__ import main
+from grpojax.checkpoint import close, open_checkpoints, save
+from grpojax.evaluate import evaluate_run, evaluate_runs, make_evaluator
+from grpojax.learner import abstract_state, init_state
 from grpojax.metrics import read_metrics
 from grpojax.model import init_params
-from grpojax.run import open_run
+from grpojax.optimizer import make_optimizer
+from grpojax.run import initial_params, open_run, start_run
 from grpojax.sharding import use_mesh
 from grpojax.task import Example, Task
 from grpojax.train import train
@@ -54,45 +60,6 @@ def evaluated(tmp_path_factory):
     return evaluated
 
 
-def test_pass_at_k_of_four_right_among_sixteen():
-    assert pass_at_k(16, 4, 1) == 0.25
-    assert pass_at_k(16, 4, 4) == pytest.approx(0.728021978, abs=1e-9)
-    assert pass_at_k(16, 4, 8) == pytest.approx(0.961538462, abs=1e-9)
-    assert (pass_at_k(16, 0, 8), pass_at_k(16, 9, 8)) == (0, 1)
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
-    rng = np.random.default_rng(0)
-    subsets = [rng.permutation(6)[:3] for _ in range(20_000)]
-    found = np.mean([subset.min() < 2 for subset in subsets])  # 0 and 1 are right
-    assert pass_at_k(6, 2, 3) == pytest.approx(found, abs=0.015)
-
-
-def test_standard_errors_are_the_deviation_over_problems_by_the_root_of_their_number():
-    right = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    metrics = sampled_metrics(right, np.ones((3, 4), bool), (1, 2))
-    assert metrics["sampled_accuracy"] == metrics["pass@1"] == pytest.approx(1.25 / 3)
-    # deviations from 5/12 in twelfths: -2, 7, -5; their squares add up to 78
-    error = math.sqrt(78 / 144 / 2 / 3)
-    assert metrics["sampled_accuracy_se"] == metrics["pass@1_se"] == pytest.approx(error)
-    assert metrics["pass@2"] == pytest.approx((0.5 + 1 + 0) / 3)
-    assert metrics["pass@2_se"] == pytest.approx(math.sqrt(0.5 / 2 / 3))
-
-
-def test_samples_that_could_not_be_judged_count_nowhere():
-    right = np.array([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
-    valid = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    metrics = sampled_metrics(right, valid, (2, 4))
-    assert metrics["sampled_accuracy"] == pytest.approx(0.5)
-    assert metrics["pass@2"] == pytest.approx((1 + 5 / 6) / 2)
-    assert metrics["pass@4"] == 1  # of the one problem with four samples
-    assert math.isnan(metrics["pass@4_se"])
-
-
-def test_nothing_to_average_is_nan_not_zero():
-    assert math.isnan(with_error("accuracy", np.array([]))["accuracy"])
-
-
 def test_every_problem_counts_once_although_the_last_batch_is_filled_up(evaluated):
     metrics, seen = evaluated(examples=37, samples=2)  # 32 completions at a time
     ids = [id for id, _ in seen]
@@ -118,6 +85,125 @@ def test_greedy_completions_are_the_same_after_any_step_and_sampled_ones_are_not
     assert texts[20:] != other_texts[20:]
 
 
+def chances(data) -> Task:
+    """Two rounds of problems, right by chance, with answers to vote on; every fifth completion has
+    no format that could be judged."""
+    examples = [
+        Example(id=i, prompt=f"{i}=", answer="0", category=f"Q{i % 2}", origin=f"{i // 2}")
+        for i in range(90)
+    ]
+    splits = {"train": examples[:20], "validation": examples[20:30], "test": examples[30:]}
+    rewards = {"accuracy": lambda e, c: number(c) == 0, "format": form}
+    return Task(splits=splits, rewards=rewards, extract=extracted)
+
+
+def number(completion):
+    return zlib.crc32(completion.encode()) % 3
+
+
+def extracted(completion):
+    if number(completion) == 2:
+        raise RuntimeError("no answer")
+    return str(number(completion))
+
+
+def form(example, completion):
+    if zlib.crc32(completion.encode()) % 5 == 0:
+        raise RuntimeError("no opinion")
+    return 1
+
+
+ASKED = dict(split="test", samples=4, k=(2, 4), examples=24)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run directory with the same parameters at steps 1 and 3, and others at step 2."""
+    workdir = tmp_path_factory.mktemp("evaluate") / "run"
+    config = dataclasses.replace(TASK, task="test_evaluate:chances")
+    run = open_run(config, workdir)
+    optimizer = make_optimizer(config.optimizer, 1)
+    with use_mesh(run.mesh):
+        like = abstract_state(run.policy, optimizer, run.mesh, reference=False)
+        start_run(run, allow_config_change=False)
+        checkpoints = open_checkpoints(workdir / "checkpoints", keep=9)
+        params = initial_params(run, print)
+        for step, scale in ((1, 2.0), (2, 3.0), (3, 2.0)):
+            scaled = jax.tree.map(lambda x, by=scale: by * x, params)
+            save(checkpoints, step, init_state(optimizer, like, scaled), None)
+        close(checkpoints)
+    return workdir
+
+
+def test_checkpoints_meet_the_same_problems_and_the_same_draws(saved):
+    one, other, same = evaluate_runs([saved], steps=(1, 2, 3), **ASKED)
+    assert [each.step for each in (one, other, same)] == [1, 2, 3]
+    assert [p.example.id for p in other.answered] == list(range(30, 54))
+    assert texts(one) == texts(same) != texts(other)
+    (alone,) = evaluate_runs([saved], steps=(3,), **ASKED)  # by draws of its own step
+    assert [greedy for greedy, *_ in texts(alone)] == [greedy for greedy, *_ in texts(same)]
+    assert texts(alone) != texts(same)
+    again = evaluate_run(saved, step=1, **ASKED)
+    assert again["step"] == 1 and again["maj@4"] == one.measures["maj@4"].value
+
+
+def texts(evaluation):
+    """The greedy completion of each problem and then its samples."""
+    return [[a.text for a in (each.greedy, *each.sampled)] for each in evaluation.answered]
+
+
+def test_the_command_prints_a_table_and_writes_every_completion(
+    saved, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    out = tmp_path / "answers.jsonl"
+    flags = ["--samples", "4", "--k", "4", "--examples", "24", "--out", str(out)]
+    assert main(["evaluate", str(saved), "--steps", "1", "2", *flags]) == 0
+    said = capsys.readouterr().out
+    assert {"difference", "avg@4", "pass@4", "maj@4", "CoLeG-R"} <= set(said.split())
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["step"], line["example"]) for line in lines] == [
+        (step, id) for step in (1, 2) for id in range(30, 54)
+    ]
+    for line in lines:
+        assert line["run"] == str(saved) and line["split"] == "test"
+        assert (line["prompt"], line["answer"]) == (f"{line['example']}=", "0")
+        assert (line["category"], line["origin"]) == (
+            f"Q{line['example'] % 2}", f"{line['example'] // 2}"
+        )  # fmt: skip
+        assert len(line["sampled"]) == 4
+        for answer in (line["greedy"], *line["sampled"]):
+            judged = None if zlib.crc32(answer["text"].encode()) % 5 == 0 else 1.0
+            right = float(number(answer["text"]) == 0)
+            assert answer["rewards"] == {"accuracy": right, "format": judged}
+            assert answer["extracted"] == {0: "0", 1: "1"}.get(number(answer["text"]))
+            assert 1 <= answer["length"] <= 12
+            assert answer["length"] == 12 or not answer["truncated"]
+    assert any(answer["truncated"] for line in lines for answer in line["sampled"])
+    greedy = [line["greedy"]["rewards"]["accuracy"] for line in lines[:24]]
+    assert f"{np.mean(greedy):.3f} [" in said
+    assert len({a["text"] for line in lines for a in line["sampled"]}) > 100
+
+
+def test_wrong_input_is_refused_before_anything_is_compiled(saved, tmp_path):
+    def refused(rule, workdirs=(saved,), **fields):
+        with pytest.raises(ValueError, match=rule):
+            evaluate_runs(workdirs, **{"steps": (), **ASKED, **fields})
+
+    refused("split must be one of train, validation, test, got 'dev'", split="dev")
+    refused("pass@k needs k of at most samples=4, got k=5", k=(5,))
+    refused(r"has no checkpoint 7; its steps: \[1, 2, 3\]", steps=(1, 7))
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["task"] = "test_evaluate:sums"
+    (other / "config.json").write_text(json.dumps(config))
+    refused("must have the same problems to stand side by side, got others in", (saved, other))
+    shutil.rmtree(other / "checkpoints")
+    (other / "checkpoints").mkdir()
+    refused(r"has no checkpoint; its steps: \[\]", (other,))
+
+
 @pytest.mark.long
 def test_a_finished_run_evaluated_again_gives_the_numbers_it_recorded(tmp_path):
     evaluation = dataclasses.replace(TASK.evaluation, examples=20, samples=2)
@@ -128,14 +214,6 @@ def test_a_finished_run_evaluated_again_gives_the_numbers_it_recorded(tmp_path):
         again = evaluate_run(tmp_path, split=split, samples=2, k=(2,), examples=20, step=1)
         assert again == {"step": 1, **expected}
         assert 0 < again["sampled_accuracy"] < 1
-    for fields, rule in (
-        ({"split": "dev"}, "split must be one of train, validation, test, got 'dev'"),
-        ({"k": (3,)}, "pass@k needs k of at most samples=2, got k=3"),
-        ({"step": 7}, "no checkpoint 7"),
-    ):
-        asked = dict(split="test", samples=2, k=(2,), examples=20, step=None) | fields
-        with pytest.raises(ValueError, match=rule):
-            evaluate_run(tmp_path, **asked)
 
 
 SPLITS = {"validation": "eval", "test": "test"}  # how a run calls its metrics of a split

@@ -17,12 +17,12 @@ LEVELS = [
     {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
     | {"grpo", "advantages", "surrogates", "kl", "optimizer"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
-    | {"comparison"},
+    | {"comparison", "estimates", "coleg"},
     {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
     {"learner", "run"},
-    {"evaluate", "arithmetic", "sample", "export", "rollout"},
-    {"train", "sft"},
+    {"answers", "measures", "evaluate", "arithmetic", "sample", "export", "rollout"},
+    {"train", "sft", "scoreboard"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
 ]
@@ -35,6 +35,8 @@ FAMILIES = [
     {"metrics", "console"},
     {"pretrained", "peft", "gguf", "hub"},
     {"report", "curves"},
+    {"estimates", "coleg"},
+    {"answers", "measures", "evaluate"},
     LEVELS[8],
 ]
 WALLS = {
@@ -51,7 +53,7 @@ WALLS = {
     "huggingface_hub": {"hub"},
     "tensorflow_datasets": {"data", "tasks"},
     "grain": {"data", "tasks"},
-    "rich": {"metrics", "console"},
+    "rich": {"metrics", "console", "scoreboard"},
     "tensorboardX": {"metrics", "console"},
     "matplotlib": {"report", "curves"},
     "tyro": {"__main__", "arguments"},
