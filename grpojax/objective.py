@@ -46,8 +46,9 @@ class GRPOConfig:
     )
     beta: float = 0.01  # β, weight of the KL to the reference; 0 keeps no reference
     # estimate of the KL in the loss: k3 (eq. 4); k3_weighted by the ratio, whose gradient is exact
-    # (DeepSeek-V3.2, 2512.02556); k2; or k1_reward: in the reward (PPO, RLOO)
-    kl: Literal["k3", "k3_weighted", "k2", "k1_reward"] = "k3"
+    # (DeepSeek-V3.2, 2512.02556); k2; or k1_reward: in the reward (PPO, RLOO); k1 in the loss is
+    # refused, as it has no gradient in expectation
+    kl: Literal["k3", "k3_weighted", "k2", "k1_reward", "k1"] = "k3"
     # weight π_old/π_sampler of the surrogate: truncated (TIS) or masked outside a range (IcePop)
     mismatch: Literal["none", "truncated", "masked"] = "none"
     mismatch_level: Literal["token", "sequence"] = "token"  # of tokens, or their product
@@ -75,12 +76,12 @@ class GRPOConfig:
     router_weight: float = 0.001  # of the load-balance loss, where the model has experts
 
     def __post_init__(self):
-        require(
-            self.kl not in ("k1", "kl"),
-            f"kl={self.kl} in the loss has a gradient of 0 in expectation and regularises nothing; "
-            "use k3_weighted or k2 in the loss, or k1_reward",
-        )
         require_fields(self)
+        require(
+            self.kl != "k1",
+            "kl=k1 in the loss has a gradient of 0 in expectation and regularises nothing; use "
+            "k3_weighted or k2 in the loss, or k1_reward",
+        )
         require(
             self.group_size >= 2,
             "group_size must be at least 2 (one completion has no relative advantage), "

@@ -38,7 +38,7 @@ def test_fields_that_the_objective_does_not_read_are_no_departure():
     ("fields", "message"),
     [
         ({"kl": "k1"}, "kl=k1 in the loss has a gradient of 0 in expectation .* k3_weighted"),
-        ({"kl": "k4"}, "kl must be one of k3, k3_weighted, k2, k1_reward, got 'k4'"),
+        ({"kl": "k4"}, "kl must be one of k3, k3_weighted, k2, k1_reward, k1, got 'k4'"),
         ({"ratio": "geometric", "surrogate": "sapo"}, "ratio=geometric clips by itself"),
         ({"dual_clip": 1.1}, r"more than 1 \+ clip_high = 1.2, got 1.1"),
         ({"dual_clip": 3.0, "surrogate": "cispo"}, "dual_clip needs surrogate=clip"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpojax import presets
+from grpojax import models, presets
 from grpojax.__main__ import COMMANDS, main
 from grpojax.families import FAMILIES
 from grpojax.metrics import read_metrics
@@ -101,15 +101,11 @@ def test_every_command_and_flag_of_the_readme_exists(capsys):
     assert set(re.findall(r"(?<=[\s`])--[a-z][\w.-]*", README)) <= set(known)
 
 
-def test_every_preset_is_in_the_readme():
-    ours = {
-        f
-        for f, value in vars(presets).items()
-        if getattr(value, "__module__", "") == presets.__name__
-    }
-    table = README.partition("| preset |")[2].partition("\n\n")[0]
-    named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.split("\n")[2:]))
-    assert sorted(named) == sorted(ours)
+def test_every_preset_and_model_is_in_the_readme():
+    assert column("preset") == [preset.__name__ for preset in presets.PRESETS]
+    ours = {f for f, x in vars(models).items() if getattr(x, "__module__", "") == models.__name__}
+    sentence = README.partition("functions of [`models.py`]")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == ours
 
 
 def test_every_family_is_in_the_readme():
