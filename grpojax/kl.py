@@ -6,7 +6,6 @@ has the gradient of the KL, once it stands in a loss, differs from which has its
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -33,9 +32,9 @@ def kl_losses(
     """What the KL adds to the loss of a token, for β = 1.
 
     k3: as DeepSeekMath; the expectation of its gradient is that of KL(π_ref || π_θ). k3_weighted:
-    the ratio π_θ / π_old times k3, with the exact gradient of KL(π_θ || π_ref), off-policy too
-    (DeepSeek-V3.2, 2512.02556). k2: the exact gradient, on-policy. k1_reward: nothing, as the
-    reward carries it.
+    the ratio π_θ / π_old times k3 (`old_logps` must carry no gradient), with the exact gradient of
+    KL(π_θ || π_ref), off-policy too (DeepSeek-V3.2, 2512.02556). k2: the exact gradient, on-policy.
+    k1_reward: nothing, as the reward carries it.
     """
     if kl == "k1_reward":
         return jnp.zeros_like(logps)
@@ -44,6 +43,5 @@ def kl_losses(
     if kl == "k3":
         return k3(logps, ref_logps)
     # The ratio is the token's own, whatever the surrogate takes, and carries its gradient.
-    old_logps = jax.lax.stop_gradient(old_logps)
     ratio = jnp.exp(jnp.clip(logps - old_logps, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     return ratio * k3(logps, ref_logps)

@@ -52,8 +52,7 @@ def score(
     def head(hidden: Float[Array, "B G C D"], tokens: Int[Array, "B G C"]) -> tuple[Array, Array]:
         logits = policy.apply(variables, hidden, method="logits") / temperature
         logps = jax.nn.log_softmax(logits)
-        spread = logps if entropy_gradient else jax.lax.stop_gradient(logps)
-        entropy = -(jnp.exp(spread) * spread).sum(-1)
+        entropy = entropy_of(logps if entropy_gradient else jax.lax.stop_gradient(logps))
         return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0], entropy
 
     batch, group, length = tokens.shape
@@ -68,6 +67,11 @@ def score(
     parts = jax.lax.map(lambda part: jax.checkpoint(head)(*part), (split(hidden), split(tokens)))
     whole = (jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in parts)
     return Scored(*whole, routing)
+
+
+def entropy_of(logps: Float[Array, "*s V"]) -> Float[Array, "*s"]:
+    """Entropy in nats of distributions given by their log-probabilities."""
+    return -(jnp.exp(logps) * logps).sum(-1)
 
 
 def make_scorer(

@@ -42,6 +42,7 @@ def test_values_of_three_tokens():
     close((PI * k3(logps, ref)).sum(), REVERSE)
     close((PI * k2).sum(), 0.0248624073, atol=6e-11)
     close(REVERSE, 0.025267153921571, atol=1e-14)
+    np.testing.assert_array_equal(kl_losses(logps, logps, ref, kl="k1_reward"), 0.0)
 
 
 def expected_gradient(kl, sampler):

@@ -175,6 +175,19 @@ def test_tokens_below_the_top_entropies_have_no_advantage_and_keep_their_weight(
     np.testing.assert_array_equal(weights, weights_of(GRPOConfig())[1])
 
 
+def test_the_kl_of_a_completion_is_taken_from_its_reward():
+    sampled = np.full((2, 2, 3), -1.0, np.float32)
+    ref = sampled - np.array([[[0.1, 0.2, 0.3], [0.5, 9, 9]], [[0, 0, 0], [0, 0, 0.4]]], np.float32)
+    advantages, _ = weights_of(
+        GRPOConfig(advantage="mean", kl="k1_reward", beta=0.5),
+        sampled_logps=sampled,
+        ref_logps=ref,
+    )
+    # 1 - 0.5 * 0.6 and 0 - 0.5 * 0.5; 1 and 1 - 0.5 * 0.4
+    expected = [[0.475, -0.475], [0.1, -0.1]]
+    np.testing.assert_allclose(advantages[..., 0], expected, atol=1e-6)
+
+
 BYTES = load_tokenizer("bytes")
 
 

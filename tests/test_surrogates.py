@@ -10,6 +10,7 @@ import oracle
 import pytest
 
 from grpojax.grpo import token_losses, token_weights
+from grpojax.scoring import entropy_of
 from grpojax.surrogates import mismatch_weights
 
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
@@ -76,7 +77,7 @@ def compare(*, dual=0.0, taus=(1.0, 1.05), **given):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_every_ratio_surrogate_and_reduction_is_its_formula(ratio, surrogate, reduction):
     compare(ratio=ratio, surrogate=surrogate, reduction=reduction)
-    compare(ratio=ratio, surrogate=surrogate, reduction=reduction, low=0.01, high=0.3)
+    compare(ratio=ratio, surrogate=surrogate, reduction=reduction, low=0.3, high=0.01)
 
 
 @pytest.mark.parametrize("kl", KLS)
@@ -228,3 +229,23 @@ def test_mismatch_weighs_the_surrogate_and_not_the_kl_and_passes_no_gradient():
     for i, row in enumerate(NEW):
         expected = -weights[i] * A[i] + 0.04 * (1 - np.exp(REF[i] - row))
         close(slopes[i, : len(row)], expected)
+
+
+def test_the_entropy_bonus_is_subtracted_and_carries_its_own_gradient():
+    pi = np.array([0.5, 0.3, 0.2])  # example E16
+    entropy = -(pi @ np.log(pi))
+
+    def loss(logits):
+        logps = jax.nn.log_softmax(logits)[None]
+        losses, _ = token_losses(
+            jnp.zeros((1, 1)), None, None, jnp.zeros((1, 1)), jnp.ones((1, 1), bool),
+            entropy=entropy_of(logps)[None], beta=0.0, clip_low=0.2, clip_high=0.2,
+            entropy_weight=0.5,
+        )  # fmt: skip
+        return losses.sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.log(pi))
+    close(entropy, 1.029653014065, atol=1e-12)
+    close(value, -0.5 * entropy)
+    close(gradient, 0.5 * pi * (np.log(pi) + entropy))
+    close(-2 * gradient, [-0.1682529168, 0.0522959371, 0.1159569797], atol=6e-11)
