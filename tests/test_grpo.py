@@ -168,6 +168,18 @@ def test_a_group_of_equal_rewards_keeps_its_share_of_the_divisor():
     close(weights, 1 / 24)  # made without the advantages, so an advantage of 0 cannot enter
 
 
+def test_a_prompt_weighs_the_same_however_many_tokens_its_group_has():
+    lengths = np.array([[3, 1], [1, 1], [2, 2]])  # the last prompt has no valid completion
+    mask = np.arange(3) < lengths[..., None]
+    valid = np.array([[True, True], [True, False], [False, False]])
+    weights = token_weights(
+        jnp.asarray(mask), jnp.asarray(valid), reduction="prompt_mean", completion_length=3
+    )
+    close(weights[0], mask[0] / 8)
+    close(weights[1], [[1 / 2, 0, 0], [0, 0, 0]])
+    assert not weights[2].any()
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e4, -1e4])
 def test_what_stands_in_masked_slots_never_matters(poison):
     new, old, ref, advantages, mask = random_group(5)
