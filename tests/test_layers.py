@@ -16,9 +16,10 @@ LEVELS = [
     {"types", "architecture", "objective", "config", "checks", "names", "task", "signals"},
     {"attention", "rotary", "layers", "experts", "lora", "families", "grpo", "sharding"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
-    | {"comparison"},
+    | {"comparison", "gradients", "ppo", "pairs"},
     {"model", "tasks", "summary", "vocabulary"},
-    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
+    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"}
+    | {"scalar", "critic", "reward_model"},
     {"learner", "run"},
     {"evaluate", "arithmetic", "sample", "export"},
     {"train", "sft"},
@@ -31,14 +32,15 @@ FAMILIES = [
     {"tokenizer", "chat"},
     {"config", "architecture", "objective", "checks"},
     {"metrics", "console"},
+    {"scalar", "critic", "reward_model"},
     {"pretrained", "peft", "gguf", "hub"},
     {"report", "curves"},
     LEVELS[8],
 ]
 WALLS = {
-    "flax.linen": {"model", "layers", "experts", "sharding"},
+    "flax.linen": {"model", "layers", "experts", "scalar", "sharding"},
     "flax.struct": {"types", "model", "experts"},
-    "optax": {"learner", "sft"},
+    "optax": {"learner", "gradients", "sft"},
     "qwix": {"layers", "lora"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},
