@@ -52,10 +52,10 @@ def pair_loss(scores: Float[Array, "2"]) -> Float[Array, ""]:
     return jax.nn.softplus(worse - better)
 
 
-def pair_accuracy(scores: Float[Array, "B 2"]) -> Float[Array, ""]:
-    """Share of pairs whose better completion scores higher; equal scores count half, as a guess."""
-    better, worse = scores[:, 0], scores[:, 1]
-    return jnp.where(better == worse, 0.5, better > worse).mean()
+def pair_accuracy(scores: Float[Array, "2"]) -> Float[Array, ""]:
+    """1.0 if the better completion of a pair scores higher; equal scores count half, as a guess."""
+    better, worse = scores
+    return jnp.where(better == worse, 0.5, better > worse)
 
 
 def make_reward_update(
@@ -69,11 +69,8 @@ def make_reward_update(
     def loss_of(frozen: Params, count: int, trained: Params, part: Pairs):
         params = combine(frozen, trained)
         scores = score_completions(model, params, part.prompts, part.tokens, part.mask)
-        share = len(scores) / count
-        return share * jax.vmap(pair_loss)(scores).mean(), (
-            {"accuracy": share * pair_accuracy(scores)},
-            {},
-        )
+        sums = {"accuracy": jax.vmap(pair_accuracy)(scores).sum() / count}
+        return jax.vmap(pair_loss)(scores).sum() / count, (sums, {})
 
     def update(state: ScalarState, frozen: Params, pairs: Pairs):
         loss = functools.partial(loss_of, frozen, len(pairs.tokens))
