@@ -1,9 +1,11 @@
 """Pairs: completions of one prompt of which one is better, and which of them a step trains on.
 
 In iterative GRPO (DeepSeekMath, 2402.03300, algorithm 1) they come from the groups that the policy
-itself sampled: where the rewards of a group differ, its best completion against its worst. What
-step reads which pairs is a function of seed, step and the sizes alone.
+itself sampled: where the rewards of a group differ, its best completion against its worst. Which
+pairs a step reads is a function of seed, step and the numbers of pairs alone.
 """
+
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,10 +67,35 @@ def replay_rows(
     return rows
 
 
+def save_pairs(folder: Path, iteration: int, pairs: Pairs) -> None:
+    """Writes the pairs of an iteration, so that a run that is started again has its history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{iteration}.unfinished"
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **vars(pairs.prompts), answers=pairs.tokens, counted=pairs.mask)
+    unfinished.rename(folder / f"{iteration}.npz")
+
+
+def load_pairs(folder: Path, before: int) -> list[Pairs]:
+    """The pairs of the iterations 0 ... `before` - 1.
+
+    Raises:
+      ValueError: those of one are missing.
+    """
+    history = []
+    for iteration in range(before):
+        path = folder / f"{iteration}.npz"
+        require(path.is_file(), f"the history of pairs must hold {path}, which is not there")
+        with np.load(path, allow_pickle=False) as saved:
+            prompts = Prompts(saved["tokens"], saved["mask"], saved["ids"])
+            history.append(Pairs(prompts, saved["answers"], saved["counted"]))
+    return history
+
+
 def permuted(
     size: int, places: Int[np.ndarray, "n"], seed: tuple[int, ...]
 ) -> Int[np.ndarray, "n"]:
     """What stands at `places` of an endless row of permutations of 0 ... `size` - 1."""
     epochs = {epoch: np.random.default_rng((*seed, epoch)) for epoch in np.unique(places // size)}
     orders = {epoch: generator.permutation(size) for epoch, generator in epochs.items()}
-    return np.array([orders[place // size][place % size] for place in places])
+    return np.array([orders[place // size][place % size] for place in places], int)

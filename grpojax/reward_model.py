@@ -96,8 +96,9 @@ def train_reward_model(
 ) -> tuple[ScalarState, list[dict[str, np.ndarray]]]:
     """One iteration's training: `steps` updates on its `pairs`, with a `share` of earlier ones.
 
-    `history` holds the pairs of earlier iterations. Everything is a function of these and the seed.
-    Gives up `state`. Returns the new one with the metrics of every step.
+    `history` holds the pairs of earlier iterations; `steps` are counted on through all of them.
+    Everything is a function of these and the seed. Gives up `state`, and returns the new one with
+    the metrics of every step.
 
     Raises:
       ValueError: there is no pair.

@@ -99,13 +99,13 @@ def abstract_scalar_state(model: ScalarModel, optimizer: Optimizer, mesh: Mesh) 
 def init_scalar_state(optimizer: Optimizer, like: ScalarState, trained: Params) -> ScalarState:
     """The state before the first update, placed as `like` says.
 
-    `trained` is what a policy trains, all of it or its adapters; the trunk is a copy of that.
+    `trained` is what a policy trains, all of it or its adapters; the trunk is a copy of that, in
+    buffers of its own.
     """
 
     def build(trained):
-        trunk = jax.tree.map(jnp.copy, without_head(trained))  # a donated state shares no buffers
         head = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like.params["head"])
-        return fresh_scalar_state({"trunk": trunk, "head": head}, optimizer)
+        return fresh_scalar_state({"trunk": without_head(trained), "head": head}, optimizer)
 
     return jax.jit(build, out_shardings=shardings_of(like))(trained)
 

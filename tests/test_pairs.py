@@ -1,9 +1,10 @@
 """Pairs: best against worst, and the batches of a step with their share of earlier pairs."""
 
+import chex
 import numpy as np
 import pytest
 
-from grpojax.pairs import joined, make_pairs, replay_rows
+from grpojax.pairs import joined, load_pairs, make_pairs, replay_rows, save_pairs
 from grpojax.types import Completions, Prompts
 
 
@@ -66,6 +67,18 @@ def test_the_rows_of_a_step_are_a_function_of_seed_and_step():
 
 def test_without_a_history_all_pairs_are_of_this_iteration():
     assert rows_of(range(20), history=0).max() == 6
+
+
+def test_saved_pairs_are_found_again_and_a_missing_iteration_is_named(tmp_path):
+    rewards = np.array([[0.0, 1], [2, 1]])
+    parts = [groups_of(rewards[:n], np.ones((n, 2), bool)) for n in (2, 1, 0)]
+    for iteration in (0, 1, 2):
+        save_pairs(tmp_path, iteration, parts[iteration])
+    (tmp_path / "3.unfinished").touch()
+    chex.assert_trees_all_equal(load_pairs(tmp_path, 2), parts[:2])
+    chex.assert_trees_all_equal(joined(load_pairs(tmp_path, 3)), joined(parts))
+    with pytest.raises(ValueError, match=r"3\.npz, which is not there"):
+        load_pairs(tmp_path, 4)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from test_scoring import largest_logits, products
 from grpojax import lora
 from grpojax.config import OptimizerConfig
 from grpojax.learner import make_optimizer
-from grpojax.model import Policy, init_params
+from grpojax.model import Policy, abstract_params, init_params
 from grpojax.scalar import (
     ScalarModel,
     abstract_scalar_state,
@@ -137,7 +137,8 @@ def start(model, trained, mesh):
 
 
 def test_at_the_start_the_head_is_zero_and_the_trunk_is_a_copy_of_the_policys(mesh):
-    params = jax.tree.map(jnp.asarray, sharp_params(UNTIED))
+    placed = shardings_of(abstract_params(Policy(UNTIED), mesh))
+    params = jax.device_put(sharp_params(UNTIED), placed)  # where the critic's will lie
     model = ScalarModel(UNTIED)
     like, state = start(model, params, mesh)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
