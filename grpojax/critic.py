@@ -52,8 +52,7 @@ def make_critic_update(
         values = state_values(model, params, part.prompts, part.tokens)[..., :-1]
         losses, clipped = losses_of(values, part.old_values, part.returns, counted)
         sums = {"clipped": clipped.sum(), "tokens": counted.sum().astype(jnp.float32)}
-        # `where`: a weight of 0 must also silence a loss that is not finite.
-        return jnp.where(counted, part.weights * losses, 0.0).sum(), (sums, {})
+        return (part.weights * losses).sum(), (sums, {})
 
     def one_update(frozen: Params, state: ScalarState, minibatch: ValueBatch):
         loss = functools.partial(loss_of, frozen)
