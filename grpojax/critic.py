@@ -72,8 +72,8 @@ def make_critic_update(
         metrics["updates_refused"] = seen["updates_refused"].sum()
         metrics["clip_ratio"] = sums["clipped"].sum() / jnp.maximum(sums["tokens"].sum(), 1.0)
         metrics["explained_variance"] = explained_variance(batch.old_values, batch.returns, counted)
-        mean = jnp.where(counted, batch.old_values, 0.0).sum() / jnp.maximum(counted.sum(), 1)
-        metrics["value"] = mean
+        total = jnp.where(counted, batch.old_values, 0.0).sum()
+        metrics["value"] = total / jnp.maximum(counted.sum(), 1)
         return state, {f"critic/{name}": x for name, x in metrics.items()}
 
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(like), None))

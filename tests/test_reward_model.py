@@ -123,6 +123,32 @@ def test_an_update_that_is_not_finite_is_refused(begin, pairs):
     assert not state.params["head"]["kernel"].any()
 
 
+def train(update, state, pairs, history, mesh, steps):
+    with use_mesh(mesh):
+        return train_reward_model(
+            update, state, {}, pairs, [history], mesh,
+            steps=steps, pairs_per_step=PAIRS, share=0.1, seed=0,
+        )  # fmt: skip
+
+
+def test_a_tenth_of_the_pairs_are_earlier_ones_and_training_can_be_cut_anywhere(begin):
+    pairs, history = draw_pairs(50, 2), draw_pairs(50, 3)
+    history = history.replace(prompts=history.prompts.replace(ids=history.prompts.ids + 1000))
+    ids = []
+    mesh, _, state, update = begin()
+
+    def watched(state, frozen, pairs):
+        ids.append(np.asarray(pairs.prompts.ids))
+        return update(state, frozen, pairs)
+
+    whole, seen = train(watched, state, pairs, history, mesh, range(6))
+    assert (np.array(ids) >= 1000).sum(-1).tolist() == [2] * 6  # of 20
+    _, _, state, _ = begin()
+    state, first = train(update, state, pairs, history, mesh, range(4))
+    state, rest = train(update, state, pairs, history, mesh, range(4, 6))
+    chex.assert_trees_all_equal((state, first + rest), (whole, seen))
+
+
 def test_it_learns_to_prefer_and_is_saved_and_found_again(begin, tmp_path):
     mesh, like, state, update = begin()
     pairs, history, unseen = (draw_pairs(n, seed) for n, seed in ((250, 2), (50, 3), (250, 4)))
@@ -131,11 +157,7 @@ def test_it_learns_to_prefer_and_is_saved_and_found_again(begin, tmp_path):
         return np.asarray(jax.vmap(pair_accuracy)(scores_of(params, unseen))).mean(dtype=float)
 
     assert accuracy_of(state.params) == 0.5
-    with use_mesh(mesh):
-        state, seen = train_reward_model(
-            update, state, {}, pairs, [history], mesh,
-            steps=range(STEPS), pairs_per_step=PAIRS, share=0.1, seed=0,
-        )  # fmt: skip
+    state, seen = train(update, state, pairs, history, mesh, range(STEPS))
     accuracy = accuracy_of(state.params)
     assert accuracy > 0.9 and len(seen) == state.update == STEPS
 
