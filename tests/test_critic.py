@@ -147,7 +147,7 @@ def test_what_stands_after_the_end_or_has_no_weight_never_matters(run, batch, pl
 
 
 @pytest.mark.parametrize("field", ["returns", "old_values", "weights"])
-def test_an_update_that_is_not_finite_is_refused_and_the_next_good_one_is_taken(
+def test_a_critic_update_that_is_not_finite_is_refused_and_the_next_good_one_is_taken(
     begin, batch, field
 ):
     values = getattr(batch, field).copy()

@@ -112,7 +112,7 @@ def test_parts_of_a_batch_add_up_to_the_mean_over_its_pairs(begin, pairs):
     assert 0 < second["reward_model/loss"] < first["reward_model/loss"]
 
 
-def test_an_update_that_is_not_finite_is_refused(begin, pairs):
+def test_a_reward_update_that_is_not_finite_is_refused(begin, pairs):
     mesh, _, state, update = begin()
     bad = jax.device_put(jnp.float32(jnp.nan), state.params["head"]["bias"].sharding)
     head = state.params["head"] | {"bias": bad}
