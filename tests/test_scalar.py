@@ -164,7 +164,7 @@ def test_no_output_head_is_made_and_no_logits_are_held(prompts):
     assert largest == params["trunk"]["embed"]["embedding"].size < tokens.size * 101
 
 
-def test_the_work_on_a_prompt_does_not_grow_with_the_group(scalar_params):
+def test_the_work_of_a_scalar_model_on_a_prompt_does_not_grow_with_the_group(scalar_params):
     def work(group, length=5):
         prompts = Prompts(np.ones((2, 7), np.int32), np.ones((2, 7), bool), np.arange(2))
         tokens = jnp.ones((2, group, length), jnp.int32)
