@@ -50,9 +50,7 @@ def group_advantages(
 
 def has_spread(rewards: Float[Array, "G"], valid: Bool[Array, "G"]) -> Bool[Array, ""]:
     """Whether at least two valid completions differ in reward."""
-    highest = jnp.where(valid, rewards, -jnp.inf).max()
-    lowest = jnp.where(valid, rewards, jnp.inf).min()
-    return (valid.sum() >= 2) & (highest > lowest)
+    return (valid.sum() >= 2) & ~alike(rewards, valid)
 
 
 def batch_advantages(
@@ -122,7 +120,14 @@ def whitened(values: Float[Array, "*s"], counted: Bool[Array, "*s"]) -> Float[Ar
     if they are all equal."""
     mean, deviation = moments(values, counted, 1)
     scaled = (values - mean) / jnp.sqrt(deviation**2 + WHITEN_EPSILON)
-    return jnp.where(counted & has_spread(values.ravel(), counted.ravel()), scaled, 0.0)
+    return jnp.where(counted & ~alike(values, counted), scaled, 0.0)
+
+
+def alike(values: Float[Array, "*s"], counted: Bool[Array, "*s"]) -> Bool[Array, ""]:
+    """Whether the counted values are all equal. Their extremes say it exactly, which a deviation
+    in float32 need not; a NaN is not alike."""
+    highest = jnp.where(counted, values, -jnp.inf).max()
+    return highest <= jnp.where(counted, values, jnp.inf).min()
 
 
 def moments(

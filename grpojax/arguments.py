@@ -139,7 +139,7 @@ def parse_with_config(kind: type[SFTArguments], command: str, args: list[str]) -
         )
         path, args = Path(args[0]), args[1:]
         default = kind(workdir=Path("runs") / path.stem, config=load_config(path))
-    about = "\n".join([str(kind.__doc__), "", describe_objective(default.config.grpo)])
+    about = "\n".join([str(kind.__doc__), "", describe_objective(default.config)])
     arguments = parse(kind, f"{command} {path}", args, default, about)
     workdir = arguments.workdir
     require(not workdir.is_file(), f"workdir must be a folder, got the file {workdir}")

@@ -38,6 +38,8 @@ def dry_run(config: Config, workdir: Path) -> str:
     width = {"float32": 4, "bfloat16": 2}[model.compute_dtype]
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
     copies = {"parameters": 1, "AdamW moments": 2, "reference": int(grpo.beta > 0), "gradients": 1}
+    if config.algorithm == "ppo":
+        copies |= {"critic with its moments": 3}
     updates = grpo.epochs_per_batch * grpo.minibatches
     evaluated = max(1, min(completions // config.evaluation.samples, config.evaluation.examples))
     shapes = [
@@ -53,7 +55,7 @@ def dry_run(config: Config, workdir: Path) -> str:
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     lines = {
         "run": f"{workdir}: task {config.task}, {len(run.task.splits['train'])} training examples",
-        "objective": describe_objective(grpo).partition(": ")[2],
+        "objective": describe_objective(config).partition(": ")[2],
         "steps": f"{config.steps}, {updates} updates each; {config.updates} updates in all",
         "tokens per step": f"at most {prompt_tokens:,} of prompts, {tokens:,} of completions "
         f"({grpo.prompts_per_step} prompts x {grpo.group_size} x {sampling.completion_length})",

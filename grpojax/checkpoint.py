@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from grpojax.types import Params, TrainState
+from grpojax.types import Params, State
 
 MANIFEST = "manifest.txt"
 Say = Callable[[str], None]
@@ -63,7 +63,7 @@ def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
     return Checkpoints(folder=folder, keep=keep, writer=writer, thread=thread)
 
 
-def save(manager: Checkpoints, step: int, state: TrainState, accuracy: float | None) -> None:
+def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) -> None:
     """Saves `state` as checkpoint `step` (0 or more), and returns while the files are written.
 
     The arrays may be donated as soon as this returns. `accuracy` is the held-out accuracy in
@@ -96,7 +96,7 @@ def close(manager: Checkpoints) -> None:
         manager.writer.close()
 
 
-def restore(manager: Checkpoints, like: TrainState, say: Say) -> tuple[TrainState, int] | None:
+def restore(manager: Checkpoints, like: State, say: Say) -> tuple[State, int] | None:
     """Loads the newest checkpoint whose files all match its manifest; None if there are none.
 
     The state, returned with its step, has the tree, shapes, dtypes and shardings of `like` (arrays

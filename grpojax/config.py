@@ -63,6 +63,25 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """What PPO (1707.06347) has beside `grpo`: a critic of the policy's size, and GAE (1506.02438).
+
+    The rest of the objective is that of `grpo`, but for the advantage.
+    """
+
+    gamma: float = 1.0  # γ, discount of a token
+    lam: float = 1.0  # λ; 1 is the return less the value (verl's default; R1 found 0.95 worse)
+    value_clip: float = 0.2  # most that an update's values count for moving; PPO2's convention
+    critic: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+
+    def __post_init__(self):
+        require_fields(self)
+        require(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
+        require(0 <= self.lam <= 1, f"lam must be in [0, 1], got {self.lam}")
+        require_positive(self, "value_clip")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where a task's files are; tasks that make their own examples read none."""
 
@@ -171,10 +190,13 @@ class Config:
     system: str = ""  # what the system says before, in a chat; empty: nothing
     steps: int = 100  # batches of prompts sampled
     seed: int = 0  # of the parameters, the order of the data and every draw
+    # grpo; or ppo, which it is measured against: a critic gives the advantages
+    algorithm: Literal["grpo", "ppo"] = "grpo"
     model: ModelConfig = ModelConfig()
     sampling: SamplingConfig = SamplingConfig()
     grpo: GRPOConfig = GRPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    ppo: PPOConfig = PPOConfig()
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
@@ -210,6 +232,10 @@ class Config:
             f"model's max_length={most}",
         )
 
+        require(
+            self.algorithm == "grpo" or not process,
+            "algorithm=ppo has advantages of its own; needs grpo.supervision=outcome, got process",
+        )
         buffer = self.grpo.overlong_buffer
         require(
             self.grpo.overlong != "soft" or buffer < completion,

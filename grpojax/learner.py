@@ -8,16 +8,15 @@ finite is refused and counted, and the state stays as it was.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from grpojax.config import GRPOConfig
 from grpojax.experts import balance_loss
+from grpojax.gradients import Metrics, Optimizer, descend, split, summed_gradients
 from grpojax.grpo import token_losses
 from grpojax.lora import combine
 from grpojax.lora import split as split_adapters
@@ -26,12 +25,8 @@ from grpojax.scoring import score
 from grpojax.sharding import shardings_of, with_shardings
 from grpojax.types import GroupBatch, Params, TrainState
 
-Metrics = dict[str, Float[Array, ""]]
 
-
-def fresh_state(
-    params: Params, optimizer: optax.GradientTransformation, reference: bool
-) -> TrainState:
+def fresh_state(params: Params, optimizer: Optimizer, reference: bool) -> TrainState:
     """The state before the first step, of the parameters that are trained. The reference is a
     copy: a donated state shares no buffers."""
     step, update, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
@@ -40,7 +35,7 @@ def fresh_state(
 
 
 def abstract_state(
-    policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, *, reference: bool
+    policy: Policy, optimizer: Optimizer, mesh: Mesh, *, reference: bool
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without an array."""
 
@@ -51,9 +46,7 @@ def abstract_state(
     return with_shardings(jax.eval_shape(build), mesh)
 
 
-def init_state(
-    optimizer: optax.GradientTransformation, like: TrainState, trained: Params
-) -> TrainState:
+def init_state(optimizer: Optimizer, like: TrainState, trained: Params) -> TrainState:
     """The state before the first step, placed as `like` says; `trained` is given up."""
     build = jax.jit(
         lambda trained: fresh_state(trained, optimizer, like.ref_params is not None),
@@ -61,15 +54,6 @@ def init_state(
         donate_argnums=0,
     )
     return build(trained)
-
-
-def split(tree: Any, parts: int) -> Any:
-    """Arrays [B, ...] as [parts, B / parts, ...]. Part p takes rows p, p + parts, ...: each
-    device's rows stay on it, whatever the mesh."""
-    return jax.tree.map(
-        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
-        tree,
-    )
 
 
 def batch_loss(
@@ -137,7 +121,7 @@ def batch_loss(
 
 def make_update(
     policy: Policy,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     like: TrainState,
     config: GRPOConfig,
     *,
@@ -152,50 +136,27 @@ def make_update(
     Each minibatch is one optimizer update on its share of the batch's loss, scaled to weigh as a
     batch of its own. The learning rate in the metrics is the caller's to add (`make_schedule`).
     """
-    value_and_grad = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
 
-    def gradients(params: Params, frozen: Params, minibatch: GroupBatch):
-        def part_gradients(part):
-            return value_and_grad(policy, params, frozen, part, config, temperature)
+    def loss_of(frozen: Params, trained: Params, part: GroupBatch):
+        return batch_loss(policy, trained, frozen, part, config, temperature)
 
-        def add_part(total, part):
-            (loss, (sums, peaks)), grads = part_gradients(part)
-            added = jax.tree.map(jnp.add, total[:3], (loss, sums, grads))
-            return (*added, jax.tree.map(jnp.maximum, total[3], peaks)), None
-
-        parts = split(minibatch, config.microbatches)
-        first = jax.tree.map(lambda x: x[0], parts)
-        (loss, (sums, peaks)), grads = jax.eval_shape(part_gradients, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads, peaks))
-        return jax.lax.scan(add_part, zeros, parts)[0]
-
-    def next_reference(state: TrainState, params: Params, update: Array) -> Params | None:
-        if state.ref_params is None or config.reference == "initial":
-            return state.ref_params
-        if config.reference == "previous":
-            return state.params
-        due = update % config.reference_every == 0
-        return jax.tree.map(lambda new, ref: jnp.where(due, new, ref), params, state.ref_params)
+    def next_reference(before: TrainState, after: TrainState) -> Params | None:
+        if before.ref_params is None or config.reference == "initial":
+            return before.ref_params
+        due, params = after.update > before.update, before.params  # a refused update renews nothing
+        if config.reference == "refreshed":
+            due &= after.update % config.reference_every == 0
+            params = after.params
+        return jax.tree.map(lambda new, ref: jnp.where(due, new, ref), params, before.ref_params)
 
     def one_update(frozen: Params, state: TrainState, minibatch: GroupBatch):
-        loss, sums, grads, peaks = gradients(state.params, frozen, minibatch)
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        update = state.update + 1
-        taken = TrainState(
-            state.step,
-            update,
-            jnp.int32(0),
-            params,
-            opt_state,
-            next_reference(state, params, update),
+        loss = functools.partial(loss_of, frozen)
+        total, sums, grads, peaks = summed_gradients(
+            loss, state.params, minibatch, config.microbatches
         )
-        refused = state.replace(skipped=state.skipped + 1)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, refused)
-        seen = {"loss": loss, "grad_norm": norm, "updates_refused": 1.0 - finite}
-        return state, (seen, sums, peaks)
+        after, seen = descend(optimizer, state, total, grads)
+        after = after.replace(ref_params=next_reference(state, after))
+        return after, (seen, sums, peaks)
 
     def update(state: TrainState, frozen: Params, batch: GroupBatch) -> tuple[TrainState, Metrics]:
         batch = batch.replace(weights=batch.weights * config.minibatches)

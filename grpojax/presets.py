@@ -227,9 +227,10 @@ def matters(name: str, grpo: GRPOConfig) -> bool:
     return not unread.get(name, False)
 
 
-def describe_objective(grpo: GRPOConfig) -> str:
+def describe_objective(config: Config) -> str:
     """One line: the preset that the objective equals, or the nearest and where it departs."""
-    name, departures = nearest_preset(grpo)
+    name, departures = nearest_preset(config.grpo)
+    name += " with PPO's advantages" if config.algorithm == "ppo" else ""
     if not departures:
         return f"objective: {name}"
     listed = ", ".join(f"{field} {ours} ({theirs})" for field, (theirs, ours) in departures.items())

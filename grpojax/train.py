@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from grpojax.actor_critic import init_critic, make_critic, with_abstract_critic
 from grpojax.checkpoint import close, open_checkpoints, restore, save
 from grpojax.config import Config
 from grpojax.console import Console
@@ -51,6 +52,7 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
     weigher = make_weigher(
         grpo, completion_length=sampling.completion_length, reward_weights=reward_weights(config)
     )
+    critic = make_critic(run, like) if config.algorithm == "ppo" else None
     update = make_update(run.policy, optimizer, like, grpo, temperature=sampling.temperature)
     schedule = make_schedule(config.optimizer, config.updates)
 
@@ -72,10 +74,16 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
                 )
             if grpo.top_entropy < 1:
                 scored["entropy"] = entropies(params, prompts, completions.tokens)
+            if critic:
+                scored["values"] = critic.values(state.critic, frozen, prompts, completions.tokens)
 
         drawn = rollout(params, examples, prompts, step, laps, meanwhile)
-        evidence = evidence_of(drawn, scored, config)
-        advantages, weights = weigher(shard_batch(evidence, run.mesh), drawn.completions.mask)
+        evidence = shard_batch(evidence_of(drawn, scored, config), run.mesh)
+        mask = drawn.completions.mask
+        if critic:
+            advantages, weights, returns = critic.weigher(evidence, scored["values"], mask)
+        else:
+            advantages, weights = weigher(evidence, mask)
         batch = GroupBatch(
             prompts,
             drawn.completions,
@@ -89,6 +97,9 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
 
         learning_rate = schedule(state.update)
         state, updated = update(state, frozen, batch)
+        if critic:
+            state, seen = critic.update(state, frozen, batch, scored["values"], returns)
+            updated |= seen
         metrics = jax.device_get({"learning_rate": learning_rate, **updated})  # wait: the update
         laps.end("time/update")
 
@@ -122,6 +133,8 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
     optimizer = make_optimizer(config.optimizer, config.updates)
     with use_mesh(run.mesh), contextlib.ExitStack() as stack:
         like = abstract_state(run.policy, optimizer, run.mesh, reference=config.grpo.beta > 0)
+        if config.algorithm == "ppo":
+            like = with_abstract_critic(like, run)
         one_step = make_step(run, optimizer, like)
         evaluate = make_evaluator(
             run, examples=config.evaluation.examples, samples=samples, k=(samples,)
@@ -134,13 +147,15 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
         if state is None or config.model.lora_rank:
             trained, frozen = split(initial_params(run, print))
         if state is None:
-            state = init_state(optimizer, like, trained)
+            critic = init_critic(like, trained, config) if like.critic else None  # reads `trained`
+            state = init_state(optimizer, like.replace(critic=None), trained)  # and this takes it
+            state = state.replace(critic=critic)
 
         first = done + 1 if done else 0
         log = config.logging
         writer = stack.enter_context(MetricsWriter(workdir, first, log.tensorboard))
         console = stack.enter_context(Console(config.steps, first, log.completions_every))
-        console.say(describe_objective(config.grpo))
+        console.say(describe_objective(config))
         for reason in config.grpo.cautions:
             console.say(f"caution: {reason}")
         requested = stack.enter_context(stop_requested(STOPPING))
@@ -171,7 +186,8 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
             if failure and not failed:
                 console.say(f"step {step}: {failure}; its completion does not count")
                 failed = True
-            if int(state.skipped) >= MOST_REFUSED:
+            critic_skipped = state.critic.skipped if state.critic else 0
+            if max(int(state.skipped), int(critic_skipped)) >= MOST_REFUSED:
                 np.savez(workdir / "nonfinite_batch.npz", **flat_arrays(batch))
                 console.say(
                     f"step {step}: {MOST_REFUSED} updates in a row were not finite; gave up"

@@ -79,6 +79,36 @@ class GroupBatch:
 
 
 @struct.dataclass
+class ValueBatch:
+    """All that the critic's updates of one step read."""
+
+    prompts: Prompts
+    tokens: Int[Array, "B G T"]
+    old_values: Float[Array, "B G T"]  # of the critic before the step's updates
+    returns: Float[Array, "B G T"]  # what the values should be
+    weights: Float[Array, "B G T"]  # token weights, as in `GroupBatch`
+
+
+@struct.dataclass
+class Pairs:
+    """Completions of which one is better, as groups of two: the better one first."""
+
+    prompts: Prompts
+    tokens: Int[Array, "B 2 T"]
+    mask: Bool[Array, "B 2 T"]
+
+
+@struct.dataclass
+class ScalarState:
+    """What a checkpoint holds of a critic or reward model."""
+
+    update: Int[Array, ""]
+    skipped: Int[Array, ""]  # updates in a row refused because loss or gradient was not finite
+    params: Params
+    opt_state: Any
+
+
+@struct.dataclass
 class TrainState:
     """What a checkpoint holds. `step` counts batches of prompts, `update` optimizer updates."""
 
@@ -88,3 +118,8 @@ class TrainState:
     params: Params
     opt_state: Any
     ref_params: Params | None  # None when beta is 0
+    critic: ScalarState | None = None  # of PPO
+
+
+State = TrainState | ScalarState
+"""What is saved and restored whole."""

@@ -15,13 +15,23 @@ PACKAGE = ROOT / "grpojax"
 LEVELS = [
     {"types", "architecture", "objective", "config", "checks", "names", "task", "signals"},
     {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
-    | {"grpo", "advantages", "surrogates", "kl", "optimizer"}
+    | {"grpo", "advantages", "surrogates", "kl", "ppo", "optimizer", "gradients"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
-    | {"comparison", "estimates", "coleg"},
+    | {"comparison", "estimates", "coleg", "pairs"},
     {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
-    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
+    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"}
+    | {"scalar", "critic", "reward_model"},
     {"learner", "run"},
-    {"answers", "measures", "evaluate", "arithmetic", "sample", "export", "rollout"},
+    {
+        "answers",
+        "measures",
+        "evaluate",
+        "arithmetic",
+        "sample",
+        "export",
+        "rollout",
+        "actor_critic",
+    },
     {"train", "sft", "scoreboard"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "doctor"},
@@ -30,9 +40,10 @@ LEVELS = [
 FAMILIES = [
     {"layers", "experts"},
     {"tokenizer", "chat"},
-    {"grpo", "advantages", "surrogates", "kl"},
+    {"grpo", "advantages", "surrogates", "kl", "ppo"},
     {"config", "architecture", "objective", "checks"},
     {"metrics", "console"},
+    {"scalar", "critic", "reward_model"},
     {"pretrained", "peft", "gguf", "hub"},
     {"report", "curves"},
     {"estimates", "coleg"},
@@ -40,9 +51,9 @@ FAMILIES = [
     LEVELS[8],
 ]
 WALLS = {
-    "flax.linen": {"model", "layers", "experts", "sharding"},
+    "flax.linen": {"model", "layers", "experts", "scalar", "sharding"},
     "flax.struct": {"types", "model", "experts"},
-    "optax": {"learner", "optimizer"},
+    "optax": {"gradients", "optimizer"},
     "qwix": {"layers", "lora"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},

@@ -103,7 +103,7 @@ MUTATIONS = [
      GROUP, {"advantage": "rloo", "ddof": 1}),
     ("advantages", 'advantage != "opo"', 'advantage == "opo"', GROUP,
      {"advantage": "opo", "ddof": 1}),
-    ("advantages", "highest > lowest", "highest >= lowest",
+    ("advantages", "return highest <= jnp", "return highest < jnp",
      "test_batch_advantages::test_steps_of_equal_rewards_and_of_invalid_completions_give_zero", {}),
     ("advantages", "(values - mean) / jnp.sqrt", "values / jnp.sqrt",
      "test_batch_advantages::test_whitening_is_over_the_tokens_of_the_batch", {}),

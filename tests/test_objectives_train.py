@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from test_resume import state_of
 from test_train import CONFIG
 
 from grpojax.checkpoint import restore_params
+from grpojax.config import CheckpointConfig, OptimizerConfig, PPOConfig
 from grpojax.lora import split
 from grpojax.metrics import read_groups, read_metrics
 from grpojax.model import Policy, abstract_params
@@ -76,3 +78,27 @@ def test_recorded_advantages_sum_to_zero_where_the_group_is_the_baseline(run):
     assert np.abs(advantages).max() > 0.05
     if name in ("rloo", "gspo_rescored"):
         np.testing.assert_allclose(advantages.sum(1), 0, atol=1e-5)
+
+
+def test_ppo_trains_a_critic_beside_the_policy_and_goes_on_bit_for_bit(tmp_path):
+    whole, cut = (
+        dataclasses.replace(
+            CONFIG,
+            algorithm="ppo",
+            steps=steps,
+            grpo=GRPOConfig(**SMALL, kl="k1_reward", reduction="token_mean"),
+            ppo=PPOConfig(lam=0.95, critic=OptimizerConfig(learning_rate=1e-2)),
+            checkpoint=CheckpointConfig(every=1),
+        )
+        for steps in (2, 1)
+    )
+    assert train(whole, tmp_path / "whole") == 0
+    assert train(cut, tmp_path / "cut") == 0
+    assert train(whole, tmp_path / "cut", allow_config_change=True) == 0
+    ours, theirs = (state_of(tmp_path / name, whole) for name in ("whole", "cut"))
+    assert any("critic" in name for name in ours)
+    assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
+    first, second = (line for line in read_metrics(tmp_path / "whole") if "loss" in line)
+    assert first["critic/value"] == 0  # its head begins at 0
+    assert second["critic/value"] != 0
+    assert 0 < second["critic/loss"] < np.inf

@@ -11,11 +11,11 @@ from grpojax.presets import describe_objective
 
 @pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.__name__)
 def test_every_preset_is_described_as_itself(preset):
-    assert describe_objective(preset().grpo) == f"objective: {preset.__name__}"
+    assert describe_objective(preset()) == f"objective: {preset.__name__}"
     assert preset().grpo.cautions == []
     # Sizes of the work are not the paper's objective.
     more = dataclasses.replace(preset().grpo, prompts_per_step=1024, microbatches=2)
-    assert describe_objective(more) == f"objective: {preset.__name__}"
+    assert describe_objective(Config(grpo=more)) == f"objective: {preset.__name__}"
 
 
 def test_presets_differ_in_their_objectives():
@@ -24,14 +24,14 @@ def test_presets_differ_in_their_objectives():
 
 def test_a_departure_is_named_with_both_values():
     grpo = dataclasses.replace(presets.dapo().grpo, clip_high=0.25, group_size=8)
-    assert describe_objective(grpo) == (
+    assert describe_objective(Config(grpo=grpo)) == (
         "objective: dapo, but group_size 8 (16), clip_high 0.25 (0.28)"
     )
 
 
 def test_fields_that_the_objective_does_not_read_are_no_departure():
     grpo = dataclasses.replace(presets.dr_grpo().grpo, kl="k2", std_epsilon=1e-4, tau_positive=2.0)
-    assert describe_objective(grpo) == "objective: dr_grpo"
+    assert describe_objective(Config(grpo=grpo)) == "objective: dr_grpo"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from grpojax.metrics import read_metrics
 from grpojax.model import Policy, init_params
 from grpojax.optimizer import make_optimizer
 from grpojax.run import read_config
+from grpojax.scalar import ScalarModel, fresh_scalar_state, init_scalar
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, EVERY, ROWS = 10, 2, 16  # ROWS: completions of a step, so calls of the reward
@@ -100,7 +101,12 @@ def state_of(workdir, config: Config) -> dict[str, np.ndarray]:
 
     def build():
         params = meta.unbox(init_params(Policy(config.model), jax.random.key(0)))
-        return fresh_state(params, optimizer, config.grpo.beta > 0)
+        state = fresh_state(params, optimizer, config.grpo.beta > 0)
+        if config.algorithm != "ppo":
+            return state
+        critic = meta.unbox(init_scalar(ScalarModel(config.model), jax.random.key(0)))
+        critic_optimizer = make_optimizer(config.ppo.critic, config.updates)
+        return state.replace(critic=fresh_scalar_state(critic, critic_optimizer))
 
     checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     try:

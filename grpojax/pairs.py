@@ -1,0 +1,101 @@
+"""Pairs: completions of one prompt of which one is better, and which of them a step trains on.
+
+In iterative GRPO (DeepSeekMath, 2402.03300, algorithm 1) they come from the groups that the policy
+itself sampled: where the rewards of a group differ, its best completion against its worst. Which
+pairs a step reads is a function of seed, step and the numbers of pairs alone.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from grpojax.checks import require
+from grpojax.types import Completions, Pairs, Prompts
+
+CURRENT, HISTORY = 0, 1  # streams of the order: the two must not shuffle alike
+
+
+def make_pairs(
+    prompts: Prompts,
+    completions: Completions,
+    rewards: Float[np.ndarray, "B G"],
+    valid: Bool[np.ndarray, "B G"],
+) -> Pairs:
+    """The best and the worst valid completion of every group whose rewards differ, on the host.
+
+    Of equal rewards the first counts. There may be no pair at all.
+    """
+    high, low = np.where(valid, rewards, -np.inf), np.where(valid, rewards, np.inf)
+    rows = np.flatnonzero(high.max(-1) > low.min(-1))
+    chosen = rows[:, None], np.stack([high.argmax(-1), low.argmin(-1)], axis=-1)[rows]
+    prompts = jax.tree.map(lambda x: np.asarray(x)[rows], prompts)
+    return Pairs(
+        prompts, np.asarray(completions.tokens)[chosen], np.asarray(completions.mask)[chosen]
+    )
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """All pairs of one list."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def replay_rows(
+    current: int, history: int, *, pairs_per_step: int, share: float, seed: int, step: int
+) -> Int[np.ndarray, "B"]:
+    """Which pairs a step trains on: rows below `current` are of this iteration, those from it on
+    are of the `history` pairs of earlier ones.
+
+    Of all rows up to any step, a `share` in [0, 1) (DeepSeekMath: 0.1) is of the history, to less
+    than one row; none if there is no history. Either stream goes through its pairs in one
+    permutation after another, so none is read twice before all are read once.
+
+    Raises:
+      ValueError: there is no pair of this iteration, or the share is out of range.
+    """
+    require(current > 0, "a reward model needs pairs, got none: no group's rewards differed")
+    require(0 <= share < 1, f"the share of replayed pairs must be in [0, 1), got {share}")
+    share = share if history else 0.0
+    slots = np.arange(step * pairs_per_step, (step + 1) * pairs_per_step)
+    before = np.floor(slots * share).astype(int)  # replayed rows ahead of each slot
+    replayed = np.floor((slots + 1) * share).astype(int) > before
+    rows = np.empty(pairs_per_step, int)
+    rows[~replayed] = permuted(current, (slots - before)[~replayed], (seed, CURRENT))
+    if replayed.any():
+        rows[replayed] = current + permuted(history, before[replayed], (seed, HISTORY))
+    return rows
+
+
+def save_pairs(folder: Path, iteration: int, pairs: Pairs) -> None:
+    """Writes the pairs of an iteration, so that a run that is started again has its history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{iteration}.unfinished"
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **vars(pairs.prompts), answers=pairs.tokens, counted=pairs.mask)
+    unfinished.rename(folder / f"{iteration}.npz")
+
+
+def load_pairs(folder: Path, before: int) -> list[Pairs]:
+    """The pairs of the iterations 0 ... `before` - 1.
+
+    Raises:
+      ValueError: those of one are missing.
+    """
+    history = []
+    for iteration in range(before):
+        path = folder / f"{iteration}.npz"
+        require(path.is_file(), f"the history of pairs must hold {path}, which is not there")
+        with np.load(path, allow_pickle=False) as saved:
+            prompts = Prompts(saved["tokens"], saved["mask"], saved["ids"])
+            history.append(Pairs(prompts, saved["answers"], saved["counted"]))
+    return history
+
+
+def permuted(
+    size: int, places: Int[np.ndarray, "n"], seed: tuple[int, ...]
+) -> Int[np.ndarray, "n"]:
+    """What stands at `places` of an endless row of permutations of 0 ... `size` - 1."""
+    epochs = {epoch: np.random.default_rng((*seed, epoch)) for epoch in np.unique(places // size)}
+    orders = {epoch: generator.permutation(size) for epoch, generator in epochs.items()}
+    return np.array([orders[place // size][place % size] for place in places], int)
