@@ -67,7 +67,7 @@ def make_evaluator(run: Run, *, examples: int, samples: int, k: tuple[int, ...])
             drawn = sampler(params, shard_batch(rows_of(prompts, rows), run.mesh), key)
             tokens, mask = jax.device_get((drawn.tokens, drawn.mask))
             texts += decode_groups(run.tokenizer, tokens, mask, run.stops)
-        judged = compute_rewards(accuracy, [1.0], chosen, texts[: len(chosen)])
+        judged = compute_rewards(accuracy, [1.0], chosen, texts[: len(chosen)], config.judging)
         return judged.total, judged.valid
 
     def evaluate(params: Params, step: int, split: str) -> dict[str, float]:

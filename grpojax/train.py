@@ -84,7 +84,7 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
                 scorer(params, prompts, completions.tokens) if rescored else completions.logps
             )
         texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
-        judged = compute_rewards(run.rewards, reward_weights, examples, texts)
+        judged = compute_rewards(run.rewards, reward_weights, examples, texts, config.judging)
         laps.end("time/reward")
 
         rewards, valid = shard_batch((judged.total, judged.valid), run.mesh)
