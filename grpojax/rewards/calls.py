@@ -45,7 +45,7 @@ def call_rewards(
     """
     results: list[list[Any | Failed]] = [[] for _ in rewards]
     kinds = [kind_of(reward) for reward in rewards]
-    limit, threads = judging.time_limit, open_threads(judging.threads)
+    limit, threads = float(judging.time_limit), open_threads(judging.threads)
     crews = {
         i: open_workers(rewards[i].imported, count=judging.workers, memory=judging.worker_memory)
         for i, kind in enumerate(kinds)

@@ -1,4 +1,4 @@
-"""Code: does the program in a completion pass the example's tests? Run by bubblewrap, or not at all.
+"""Code: does a completion's program pass the example's tests? Run by bubblewrap, or not at all.
 
 The sandbox has no network, no files of the user's, a read-only system, namespaces of its own and
 limits of time, memory, processes and output. It protects the machine, not the score: a program
@@ -24,7 +24,7 @@ TEMPORARY = 64  # MiB of files
 BLOCK = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))  # no packages
 SANDBOX = [
-    *("bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
+    *("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
     *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--proc", "/proc"),
     *("--dev", "/dev", "--remount-ro", "/dev", "--size", str(TEMPORARY * 2**20)),
     *("--tmpfs", "/tmp", "--chdir", "/tmp"),
@@ -52,19 +52,14 @@ os._exit(0)
 
 def check_sandbox() -> None:
     """Raises ValueError unless a program can be run in a sandbox here."""
-    if shutil.which("bwrap") is None:
-        raise ValueError("the reward code_passes_tests needs bubblewrap, got no bwrap: install it")
     try:
-        passed = run_tests("answer = 42", "assert answer == 42", seconds=SECONDS)
+        passed, why = run_tests("answer = 42", "assert answer == 42", seconds=SECONDS), "a failure"
     except (OSError, RuntimeError) as error:
-        passed = False
-        why = str(error)
-    else:
-        why = "a program that does not pass"
+        passed, why = False, str(error)
     if not passed:
         raise ValueError(
-            f"the reward code_passes_tests needs a bubblewrap that works, got {why}: are user "
-            "namespaces allowed here?"
+            f"the reward code_passes_tests needs bubblewrap and user namespaces, got: {why}; "
+            "install bwrap, or allow it to make namespaces"
         )
 
 
@@ -94,6 +89,9 @@ def run_tests(program: str, tests: str, *, seconds: int) -> bool:
       TimeoutError: twice `seconds` went by on the clock, without as much processor time.
       OSError, RuntimeError: the sandbox does not work.
     """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise RuntimeError("there is no bwrap")
     word = secrets.token_hex(16)  # said after the tests: to end early is not to pass
     limits = [
         ("RLIMIT_CPU", seconds),
@@ -103,20 +101,19 @@ def run_tests(program: str, tests: str, *, seconds: int) -> bool:
         ("RLIMIT_CORE", 0),
     ]
     lines = [{"program": program, "limits": limits}, {"tests": tests, "word": word}]
-    sent = "".join(json.dumps(line) + "\n" for line in lines).encode()
     with tempfile.TemporaryFile() as asked:
         for line in lines:
             asked.write(json.dumps(line).encode() + b"\n")
         asked.seek(0)
         process = subprocess.Popen(
-            [*SANDBOX, *visible(), PYTHON, "-I", "-c", INSIDE],
+            [bwrap, *SANDBOX, *visible(), PYTHON, "-I", "-c", INSIDE],
             stdin=asked,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={},
         )
     try:
-        said = read_until_end(process.stdout.fileno(), seconds=2 * seconds)
+        said = read_until_end(process.stdout.fileno(), seconds=2.0 * seconds)
     finally:
         process.kill()
         process.wait()

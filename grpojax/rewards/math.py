@@ -18,7 +18,11 @@ LONGEST = 512  # characters of an answer
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]")
 SHOWN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # Answers whose comparison makes sympy import what it imports lazily.
-REHEARSAL = [(r"\int_0^1 x dx", r"\frac{1}{2}"), (r"\sin(x)^2", r"\sum_{k=1}^3 k"), ("x<3", "(1,2)")]
+REHEARSAL = [
+    (r"\int_0^1 x dx", r"\frac{1}{2}"),
+    (r"\sin(x)^2", r"\sum_{k=1}^3 k"),
+    ("x<3", "(1,2)"),
+]
 # All that sympy has Python evaluate to read an answer: its own names, and one number or symbol.
 EVALUATED = re.compile(
     rb"\s*(from sympy import \*|(Integer|Float|Symbol)\s*\(\s*'?[\w.+-]*'?\s*\)|\w+)\s*"

@@ -69,10 +69,10 @@ class Threads:
                         thread = threading.Thread(target=work, daemon=True)
                         begin(thread)
                         thread.start()
-                    now = time.monotonic()
-                    next_look = min(end for _, end in under_way.values()) - now
-                    # Quick rewards are done by one thread before a second would begin.
-                    changed.wait(min(next_look, ANOTHER) if todo else next_look)
+                    look = min(end for _, end in under_way.values()) - time.monotonic()
+                    if todo and self.stuck() + len(under_way) < self.count:
+                        look = min(look, ANOTHER)
+                    changed.wait(max(look, 0.0))
                     now = time.monotonic()
                     for thread, (case, deadline) in list(under_way.items()):
                         if deadline <= now:
