@@ -125,7 +125,9 @@ def test_too_much_processor_time_is_wrong_and_too_much_time_on_the_clock_says_no
 def test_without_bubblewrap_the_reward_is_refused_before_anything_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shutil.which("bwrap") is None
-    with pytest.raises(ValueError, match=r"needs bubblewrap .* there is no bwrap; install") as error:
+    with pytest.raises(
+        ValueError, match=r"needs bubblewrap .* there is no bwrap; install"
+    ) as error:
         choose_rewards([NAME], TASK)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="there is no bwrap"):
