@@ -1,6 +1,7 @@
 """The reward of programs: tests run in a sandbox, and where there is none nothing runs."""
 
 import shutil
+import subprocess
 import time
 
 import pytest
@@ -26,6 +27,13 @@ def works() -> bool:
 
 
 SANDBOX = works()
+
+
+def test_where_bubblewrap_can_make_namespaces_there_is_a_sandbox():
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    able = shutil.which("bwrap") and subprocess.run(command, check=False).returncode == 0
+    assert able or not SANDBOX
+    assert SANDBOX or not able
 
 
 def block(program):
@@ -116,10 +124,10 @@ def test_too_much_processor_time_is_wrong_and_too_much_time_on_the_clock_says_no
         assert judged(block("while True: pass")) is None
         return
     start = time.monotonic()
-    assert run_tests("while True: pass", "", seconds=1) is False
-    with pytest.raises(TimeoutError, match="did not end within 2 s"):
-        run_tests("import time\ntime.sleep(60)", "", seconds=1)
-    assert time.monotonic() - start < 20
+    assert run_tests("while True: pass", "", seconds=1, clock=60.0) is False
+    with pytest.raises(TimeoutError, match="did not end within 1 s"):
+        run_tests("import time\ntime.sleep(60)", "", seconds=1, clock=1.0)
+    assert time.monotonic() - start < 40
 
 
 def test_without_bubblewrap_the_reward_is_refused_before_anything_runs(monkeypatch, tmp_path):
@@ -131,7 +139,7 @@ def test_without_bubblewrap_the_reward_is_refused_before_anything_runs(monkeypat
         choose_rewards([NAME], TASK)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="there is no bwrap"):
-        run_tests(f"open({str(tmp_path / 'left')!r}, 'w')", "", seconds=1)
+        run_tests(f"open({str(tmp_path / 'left')!r}, 'w')", "", seconds=1, clock=9.0)
     assert not list(tmp_path.iterdir())
 
 

@@ -40,9 +40,7 @@ def test_the_detected_language_is_the_share_of_words_in_passages_of_it(
 
 def test_without_reasoning_there_is_no_language_and_an_unknown_one_is_refused():
     assert language_detected("en")(EXAMPLE, ENGLISH) == 0.0
-    with pytest.raises(
-        ValueError, match="must be a code that py3langid knows, as 'en', got 'english'"
-    ):
+    with pytest.raises(ValueError, match="a code that py3langid knows, as 'en', got 'english'"):
         language_detected("english")
 
 

@@ -18,7 +18,8 @@ import time
 
 from grpojax.task import Example, prepared
 
-SECONDS = 5  # of processor time; and twice that by the clock
+SECONDS = 5  # of processor time of each process
+CLOCK = 30.0  # seconds that pass, as other programs run beside it
 MEMORY = 512  # MiB of address space of each process
 TEMPORARY = 64  # MiB of files
 BLOCK = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -53,7 +54,10 @@ os._exit(0)
 def check_sandbox() -> None:
     """Raises ValueError unless a program can be run in a sandbox here."""
     try:
-        passed, why = run_tests("answer = 42", "assert answer == 42", seconds=SECONDS), "a failure"
+        passed, why = (
+            run_tests("answer = 42", "assert answer == 42", seconds=SECONDS, clock=CLOCK),
+            "a failure",
+        )
     except (OSError, RuntimeError) as error:
         passed, why = False, str(error)
     if not passed:
@@ -73,20 +77,24 @@ def code_passes_tests(example: Example, completion: str) -> float:
 
     Raises:
       ValueError: the example has no tests.
-      TimeoutError: 10 seconds went by on the clock, so that nothing is known.
+      TimeoutError: 30 seconds went by on the clock, so that nothing is known.
       OSError, RuntimeError: the sandbox does not work.
     """
     if not example.answer.strip():
         raise ValueError(f"example {example.id} must have tests as its answer, got none")
     blocks = BLOCK.findall(completion)
-    return float(bool(blocks) and run_tests(blocks[-1], example.answer, seconds=SECONDS))
+    if not blocks:
+        return 0.0
+    return float(run_tests(blocks[-1], example.answer, seconds=SECONDS, clock=CLOCK))
 
 
-def run_tests(program: str, tests: str, *, seconds: int) -> bool:
+def run_tests(program: str, tests: str, *, seconds: int, clock: float) -> bool:
     """Whether `program`, then `tests` among its names, run to their end inside a sandbox.
 
+    `seconds` are of processor time, and to exceed them is not to pass.
+
     Raises:
-      TimeoutError: twice `seconds` went by on the clock, without as much processor time.
+      TimeoutError: `clock` seconds went by before that.
       OSError, RuntimeError: the sandbox does not work.
     """
     bwrap = shutil.which("bwrap")
@@ -113,7 +121,7 @@ def run_tests(program: str, tests: str, *, seconds: int) -> bool:
             env={},
         )
     try:
-        said = read_until_end(process.stdout.fileno(), seconds=2.0 * seconds)
+        said = read_until_end(process.stdout.fileno(), seconds=clock)
     finally:
         process.kill()
         process.wait()

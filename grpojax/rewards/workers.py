@@ -103,7 +103,7 @@ class Worker:
 
     def __init__(self, function: str, memory: int):
         self.function, self.unread = function, b""
-        self.child = 0  # the process that judges now; 0 until it says that it is ready
+        self.child: int | None = None  # the process that judges, once it is ready
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-m", "grpojax.rewards.worker", function, str(memory)],
             stdin=subprocess.PIPE,
@@ -133,7 +133,7 @@ class Worker:
                 raise RuntimeError(
                     f"no worker could prepare the reward {self.function}: {said['broken']}"
                 )
-            self.child = said.get("ready", 0)
+            self.child = said.get("ready")
 
     def ask(self, request: dict, limit: float) -> dict | Failed:
         """The answer to a request, or why there is none; then another child takes over."""
@@ -148,7 +148,7 @@ class Worker:
             return Failed(DIED)
         if line is None:
             os.kill(self.child, signal.SIGKILL)
-            self.child = 0
+            self.child = None
             return Failed(f"took longer than {limit:g} s", timed_out=True)
         answer = json.loads(line)
         if "ready" in answer:  # so the child before it has died
