@@ -1,6 +1,7 @@
 """The reward of programs: tests run in a sandbox, and where there is none nothing runs."""
 
 import shutil
+import socket
 import subprocess
 import time
 
@@ -92,6 +93,8 @@ def test_the_sandbox_hides_files_and_network_and_writes_nowhere(tmp_path):
     secret.write_text("x")
     home = [str(secret), "/etc/passwd", __file__]
     places = [str(tmp_path / "left"), "/left", "/usr/left", "/dev/shm/left"]
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
     program = f"""
 import os, socket
 def f(x):
@@ -105,18 +108,20 @@ def f(x):
         return 0
     with socket.socket() as one:
         one.settimeout(1)
-        if one.connect_ex(("127.0.0.1", 22)) == 0 or one.connect_ex(("1.1.1.1", 53)) == 0:
+        if one.connect_ex(("127.0.0.1", {port})) == 0:
             return 0
     return len([name for name in os.listdir("/proc") if name.isdigit()])
 """
     assert agree(judged(block(program), "assert 1 <= f(0) <= 3"), 1.0)
+    listening.close()
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
 def test_temporary_files_are_bounded():
-    program = "def f(n):\n    return open('/tmp/x', 'wb').write(b'x' * n)"
-    assert agree(judged(block(program), "assert f(1000) == 1000"), 1.0)
-    assert agree(judged(block(program), "assert f(100 * 2**20)"), 0.0)
+    program = "def f(name, n):\n    open(name, 'wb').write(b'x' * n * 2**20)"
+    assert agree(judged(block(program), "f('x', 40)"), 1.0)
+    assert agree(judged(block(program), "f('x', 80)"), 0.0)
+    assert agree(judged(block(program), "f('x', 40)\nf('y', 40)"), 0.0)
 
 
 def test_too_much_processor_time_is_wrong_and_too_much_time_on_the_clock_says_nothing():
