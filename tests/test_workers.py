@@ -174,17 +174,22 @@ def test_a_killable_reward_is_judged_beside_plain_ones(module):
     assert judged.counts["judging/workers_replaced"] == 2
 
 
+@pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
-def test_workers_do_not_outlive_the_process_that_asks(module, tmp_path, by):
+def test_workers_do_not_outlive_the_process_that_asks(module, tmp_path, by, busy):
     script = f"""
-        import sys, time
+        import sys, threading, time
         from grpojax.rewards.workers import Workers
         from grpojax.task import Example
         sys.path.insert(0, {str(tmp_path)!r})
         workers = Workers({module!r}, count=1, memory=512)
         workers.call_all([(Example(id=1, prompt="", answer=""), "length x")], 5.0)
+        again = [(Example(id=1, prompt="", answer=""), "sleep 1")]
+        asking = threading.Thread(target=workers.call_all, args=(again, 5.0), daemon=True)
+        asking.start() if {busy} else None
+        time.sleep(0.2)
         print(workers.crew[0].process.pid, workers.crew[0].child, flush=True)
-        {"time.sleep(60)" if by else ""}
+        time.sleep({60 if by else 0})
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as asking:

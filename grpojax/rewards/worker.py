@@ -1,10 +1,9 @@
 """Worker: a process that judges completions one at a time, `python -m grpojax.rewards.worker`.
 
-It imports the reward `MODULE:FUNCTION`, prepares it, and then forks a child for each life: the
-child says `{"ready": PID}` and answers each line on its standard input (an example and a
-completion, as JSON) by a line on its standard output. When it is killed or dies, the next is forked
-in an instant. All end when the input does, so none outlives the process that asks. `workers.py`
-starts it.
+It imports the reward `MODULE:FUNCTION`, prepares it, and forks a child that judges. The child says
+`{"ready": PID}` and answers each line on its standard input (an example and a completion, as JSON)
+by a line on its standard output. When a signal ends it, the next is forked at once. Both end when
+the input does, so they do not outlive the process that asks. `workers.py` starts them.
 """
 
 import json
@@ -38,14 +37,16 @@ def main(name: str, memory: int) -> None:
     while True:
         child = os.fork()
         if not child:
-            # The last child may have been killed in the middle of a line.
-            answers.write("\n")
-            say({"ready": os.getpid()})
-            for line in requests:
-                say(judged(reward, json.loads(line)))
-            os._exit(0)
+            try:
+                # The last child may have been killed in the middle of a line.
+                answers.write("\n")
+                say({"ready": os.getpid()})
+                for line in requests:
+                    say(judged(reward, json.loads(line)))
+            finally:
+                os._exit(0)  # no input, or no one who reads answers: that is the end
         _, status = os.waitpid(child, 0)
-        if status == 0:
+        if not os.WIFSIGNALED(status):
             return
 
 
