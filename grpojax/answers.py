@@ -78,7 +78,7 @@ def make_answerer(run: Run, *, samples: int) -> Answerer:
         texts = texts[: len(chosen)]
         # Each by itself: a format that cannot be judged says nothing about the accuracy.
         judged = {
-            name: compute_rewards({name: reward}, [1.0], chosen, texts)
+            name: compute_rewards({name: reward}, [1.0], chosen, texts, config.judging)
             for name, reward in rewards.items()
         }
         worth = {name: np.where(j.valid, j.total, np.nan) for name, j in judged.items()}

@@ -90,6 +90,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgingConfig:
+    """How rewards are called: side by side, each call within a time limit."""
+
+    # seconds for one completion; a batched call has what the threads would have for as many
+    time_limit: float = 10.0
+    # what becomes of a completion whose reward raised, gave no number or exceeded the limit:
+    # invalid leaves it out of the update, zero makes that reward 0, stop ends the run
+    on_failure: Literal["invalid", "zero", "stop"] = "invalid"
+    threads: int = 8  # plain rewards called at once
+    async_calls: int = 64  # asynchronous rewards awaited at once
+    workers: int = 2  # processes of a killable reward
+    worker_memory: int = 1024  # MiB of address space of each
+
+    def __post_init__(self):
+        require_fields(self)
+        require_positive(self, "time_limit", "threads", "async_calls", "workers", "worker_memory")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Held-out accuracy, greedy and sampled, through the sampler that trains."""
 
@@ -198,6 +217,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     ppo: PPOConfig = PPOConfig()
     data: DataConfig = DataConfig()
+    judging: JudgingConfig = JudgingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
     mesh: MeshConfig = MeshConfig()

@@ -49,7 +49,7 @@ def installed_packages() -> tuple[list[tuple[str, str]], list[str]]:
     except importlib.metadata.PackageNotFoundError:
         return rows, ["grpojax is not installed: pip install ."]
     for requirement in ["grpojax", *requirements]:
-        name, least = re.match(r"([\w.-]+)(?:>=([\d.]+))?", requirement).groups()
+        name, least = re.match(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\d.]+))?", requirement).groups()
         if "extra ==" in requirement:
             continue
         try:

@@ -4,6 +4,7 @@ Groups whose rewards are all equal can be drawn again (dynamic sampling, DAPO, 2
 draw with keys of its own; a group that has spread is kept as it is.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
     )
 
     def judge(examples: Sequence[Example], texts: list[list[str]], lengths, cut_off) -> Judged:
-        judged = compute_rewards(run.rewards, named, examples, texts)
+        judged = compute_rewards(run.rewards, named, examples, texts, config.judging)
         return with_overlong(judged, lengths, cut_off, grpo, sampling.completion_length)
 
     def rollout(
@@ -157,6 +158,7 @@ def merge(old: Judged, new: Judged, rows: Bool[np.ndarray, "B"]) -> Judged:
         total=put(old.total, new.total),
         valid=put(old.valid, new.valid),
         failure=old.failure or new.failure,
+        counts={name: count + new.counts.get(name, 0) for name, count in old.counts.items()},
     )
 
 
@@ -189,11 +191,10 @@ def with_overlong(
     if config.overlong == "soft":
         values = soft_punishment(lengths, completion_length, config.overlong_buffer)
     values = np.where(judged.valid, values, 0.0).astype(np.float32)
-    return Judged(
+    return dataclasses.replace(
+        judged,
         by_name=judged.by_name | {"overlong": values},
         total=judged.total + np.float32(config.overlong_penalty) * values,
-        valid=judged.valid,
-        failure=judged.failure,
     )
 
 

@@ -5,6 +5,7 @@ from a plain function of an example and the texts of all its steps.
 """
 
 import bisect
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,5 +77,4 @@ def judge_steps(
             failure = failure or f"the step reward failed: {type(error).__name__}: {error}"
             continue
         values[row, member, indices], ends[row, member, indices] = numbers, True
-    judged = Judged(by_name=judged.by_name, total=judged.total, valid=valid, failure=failure)
-    return judged, values, ends
+    return dataclasses.replace(judged, valid=valid, failure=failure), values, ends

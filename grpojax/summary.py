@@ -50,6 +50,7 @@ def batch_metrics(
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": cut_off.mean(),
         "completions/invalid": (~valid).sum(),
+        **judged.counts,
     }
     for name, values in judged.by_name.items():
         counted = values[valid].astype(np.float64)

@@ -68,6 +68,8 @@ WALLS = {
     "tensorboardX": {"metrics", "console"},
     "matplotlib": {"report", "curves"},
     "tyro": {"__main__", "arguments"},
+    "math_verify": {"rewards"},
+    "py3langid": {"rewards"},
 }
 WITHOUT_JAX = {"tasks", "rewards"}
 

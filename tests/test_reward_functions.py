@@ -4,7 +4,15 @@ import time
 
 import pytest
 
-from grpojax.rewards.accuracy import exact_answer, first_integer, last_number
+from grpojax.rewards.accuracy import (
+    boxed,
+    exact_answer,
+    first_integer,
+    first_number_of,
+    last_number,
+    last_number_of,
+    tagged_answer,
+)
 from grpojax.rewards.format import layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.task import Example
@@ -101,6 +109,46 @@ def test_first_integer_is_the_first_number_before_a_newline(completion, expected
 )
 def test_last_number_is_the_marked_one_or_the_last(answer, completion, expected):
     assert last_number(problem(answer), completion) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "found"),
+    [
+        ("6 * 7 = 42 #### $1,042.50 (7)", "1042.5"),
+        (r"#### 1 is not \boxed{2}", "1"),
+        (r"\boxed{1} or \boxed{42} apples, not 7", "42"),
+        (r"\boxed{1{,}042}", "1042"),
+        (r"\boxed{1,\!042\text{ apples}}", "1042"),
+        (r"\boxed{\$42}", "42"),
+        (r"\boxed{-42}", "-42"),
+        (r"1 and \boxed{\frac{1}{2}}", None),
+        (r"\boxed{x} is 42", "42"),
+        ("<answer>$42 a day</answer> for 7 days", "42"),
+        ("<answer>x</answer> 42", "42"),
+        ("it is 042.0", "42"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number_is_marked_or_boxed_or_tagged_or_last(completion, found):
+    assert last_number_of(completion) == found
+
+
+@pytest.mark.parametrize(
+    ("find", "completion", "found"),
+    [
+        (first_number_of, " 042, 7\n8", "42"),
+        (first_number_of, "\n42", None),
+        (tagged_answer, "<answer> a b\n</answer>", "a b"),
+        (tagged_answer, "<answer> </answer>", None),
+        (tagged_answer, "<answer>a</answer><answer>a</answer>", None),
+        (boxed, r"\boxed{1} \boxed{\frac{1}{2}} 3", r"\frac{1}{2}"),
+        (boxed, r"\boxed{1} \boxed{2", None),
+        (boxed, "1", None),
+    ],
+)
+def test_what_answers_are_voted_over(find, completion, found):
+    assert find(completion) == found
 
 
 @pytest.mark.parametrize("reward", [exact_answer, first_integer, last_number])

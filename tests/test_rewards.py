@@ -8,10 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from grpojax.config import JudgingConfig
 from grpojax.rewards import choose_rewards, compute_rewards
 from grpojax.rewards.accuracy import exact_answer, last_number
 from grpojax.rewards.format import layout_followed
 from grpojax.task import Example, Task
+
+JUDGING = JudgingConfig()
 
 
 def problem(id=1):
@@ -21,7 +24,7 @@ def problem(id=1):
 def test_total_is_the_weighted_sum_in_the_order_of_the_rewards():
     rewards = {"length": lambda example, text: len(text), "id": lambda example, text: example.id}
     judged = compute_rewards(
-        rewards, [0.5, 2.0], [problem(id=1), problem(id=3)], [["", "ab"], ["abc", "a"]]
+        rewards, [0.5, 2.0], [problem(id=1), problem(id=3)], [["", "ab"], ["abc", "a"]], JUDGING
     )
     np.testing.assert_array_equal(judged.by_name["length"], [[0, 2], [3, 1]])
     np.testing.assert_array_equal(judged.by_name["id"], [[1, 1], [3, 3]])
@@ -58,7 +61,7 @@ def test_a_reward_that_fails_makes_its_completion_invalid_and_no_other(value, sa
 
     rewards = {"sound": lambda example, text: 1.0, "fragile": fragile}
     judged = compute_rewards(
-        rewards, [1.0, 1.0], [problem(id=1), problem(id=2)], [["a", "b"], ["bad", "bad"]]
+        rewards, [1.0, 1.0], [problem(id=1), problem(id=2)], [["a", "b"], ["bad", "bad"]], JUDGING
     )
     np.testing.assert_array_equal(judged.valid, [[True, True], [False, False]])
     np.testing.assert_array_equal(judged.total, [[2, 2], [0, 0]])
@@ -71,7 +74,9 @@ def test_a_reward_that_fails_makes_its_completion_invalid_and_no_other(value, sa
     "value", [True, np.bool_(True), 1, np.int64(1), np.float16(1), Fraction(1)]
 )
 def test_one_number_of_any_kind_is_a_reward(value):
-    judged = compute_rewards({"one": lambda example, text: value}, [3.0], [problem()], [["a"]])
+    judged = compute_rewards(
+        {"one": lambda example, text: value}, [3.0], [problem()], [["a"]], JUDGING
+    )
     assert judged.valid.item() and judged.total.item() == 3.0
 
 
@@ -79,12 +84,14 @@ def test_the_first_failure_is_the_one_said():
     def failing(example, text):
         raise RuntimeError(text)
 
-    judged = compute_rewards({"r": failing}, [1.0], [problem()], [["first", "second"]])
+    judged = compute_rewards({"r": failing}, [1.0], [problem()], [["first", "second"]], JUDGING)
     assert judged.failure.startswith("reward 'r' raised RuntimeError: first")
 
 
 def test_a_sum_beyond_float32_makes_its_completion_invalid():
-    judged = compute_rewards({"r": lambda example, text: 3e38}, [10.0], [problem()], [["a"]])
+    judged = compute_rewards(
+        {"r": lambda example, text: 3e38}, [10.0], [problem()], [["a"]], JUDGING
+    )
     assert not judged.valid.item() and judged.total.item() == 0.0
     assert "sum of rewards must be finite" in judged.failure
 
@@ -95,7 +102,9 @@ def test_a_sum_beyond_float32_makes_its_completion_invalid():
 )
 def test_weights_and_groups_that_do_not_fit_are_refused(weights, texts):
     with pytest.raises(ValueError, match="need as many groups"):
-        compute_rewards({"r": lambda example, text: 1}, weights, [problem(), problem()], texts)
+        compute_rewards(
+            {"r": lambda example, text: 1}, weights, [problem(), problem()], texts, JUDGING
+        )
 
 
 @pytest.fixture

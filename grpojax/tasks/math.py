@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import boxed, boxed_answer
+from grpojax.rewards.accuracy import boxed
+from grpojax.rewards.math import math_answer
 from grpojax.task import Example, Task
 
 VALIDATION = 256  # examples cut from the front of train.jsonl, and at most an eighth of it
@@ -27,7 +28,7 @@ def make(data: DataConfig) -> Task:
         "validation": train[:held_out],
         "test": read_problems(Path(data.dir) / "test.jsonl", first_id=len(train)),
     }
-    return Task(splits=splits, rewards={"accuracy": boxed_answer})
+    return Task(splits=splits, rewards={"accuracy": math_answer})
 
 
 def read_problems(path: Path, first_id: int) -> list[Example]:
