@@ -28,6 +28,7 @@ def dry_run(config: Config, workdir: Path) -> str:
         prompts_per_step=grpo.prompts_per_step,
         prompt_length=sampling.prompt_length,
         seed=config.seed,
+        long_prompts=config.data.long_prompts,
     )
     leaves = jax.tree.leaves(abstract_params(run.policy, run.mesh))
     parameters = sum(math.prod(leaf.shape) for leaf in leaves)
@@ -64,7 +65,8 @@ def dry_run(config: Config, workdir: Path) -> str:
         + "; ".join(shapes),
     }
     longest = max(map(len, lines))
-    return "\n".join(f"{name:{longest}}  {text}" for name, text in lines.items())
+    rows = [*lines.items(), *(("data", note) for note in run.task.notes)]
+    return "\n".join(f"{name:{longest}}  {text}" for name, text in rows)
 
 
 def size(count: int | float) -> str:

@@ -57,7 +57,9 @@ def make_evaluator(run: Run, *, examples: int, samples: int, k: tuple[int, ...])
 
     def judge(sampler, params, step, chosen, group_size):
         """Accuracy [n, G] of completions of the chosen problems, and which could be judged."""
-        prompts = make_prompts(chosen, run.tokenizer, config.sampling.prompt_length)
+        prompts = make_prompts(
+            chosen, run.tokenizer, config.sampling.prompt_length, config.data.long_prompts
+        )
         key = stream_key(config.seed, "evaluate", step)
         size = -(-min(max(at_once // group_size, 1), len(chosen)) // shards) * shards
         texts = []
@@ -129,6 +131,8 @@ def evaluate_run(
     run = reopen_run(workdir)
     splits = ", ".join(run.task.splits)
     require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
+    for note in run.task.notes:
+        say(note)
     with use_mesh(run.mesh):
         evaluate = make_evaluator(run, examples=examples, samples=samples, k=k)
         which = "newest" if step is None else step

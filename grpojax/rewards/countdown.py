@@ -1,0 +1,2 @@
+def countdown(example, completion):
+    raise NotImplementedError
