@@ -88,8 +88,8 @@ def check_sets(
         f"question, with {of} of {len(held_out)} in {test}",
         *([f"{short} of {len(held_out)} in {test} are too short to compare"] if short else []),
         *(
-            f"question {pair.train} of {train} and {pair.test} of {test}, from 0: {pair.words[:200]}"
-            for pair in pairs[:shown]
+            f"{train} {p.train} and {test} {p.test}, counted from 0: {p.words[:200]}"
+            for p in pairs[:shown]
         ),
     ]
     return hit, "\n".join(lines)

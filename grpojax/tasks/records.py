@@ -71,7 +71,11 @@ def read_records(
         with path.open("rb") as content:
             digests[file] = hashlib.file_digest(content, "sha256").hexdigest()
     for file, digest in data.sha256.items():
-        if file in digests and digests[file] != digest.lower():
+        if file not in digests:
+            raise ValueError(
+                f"data.sha256 must be of {name}'s files {', '.join(files)}, got {file!r}"
+            )
+        if digests[file] != digest.lower():
             raise ValueError(
                 f"{folder / file} must have the SHA-256 {digest} of data.sha256, got "
                 f"{digests[file]}: it is another file"
@@ -155,6 +159,6 @@ def bounded_lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         # A line ends in "\n" or "\r\n", which the bytes above allow for.
         content = line.removesuffix(b"\n").removesuffix(b"\r")
         whole = len(content) <= LONGEST
-        while not line.endswith(b"\n") and (line := file.readline(LONGEST)):
+        while not line.endswith(b"\n") and (line := file.readline(65536)):
             whole = False
         yield (content if whole else b""), whole
