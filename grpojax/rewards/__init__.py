@@ -4,10 +4,10 @@ A completion that a reward cannot judge becomes invalid; it never turns into a z
 an opinion about it. Imports no jax.
 """
 
-import math
 import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isnan
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -95,9 +95,9 @@ def one_number(what: str, value: object) -> float:
     try:
         number = float(value)
     except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
+        number = inf
     if not abs(number) <= LARGEST:
-        given = "nan" if math.isnan(number) else "a number beyond float32"
+        given = "nan" if isnan(number) else "a number beyond float32"
         raise RewardFailed(f"{what} must be finite, got {given}")
     return number
 

@@ -1,7 +1,8 @@
 """Accuracy: does a completion arrive at the example's answer? 1.0 or 0.0, by three ways to read it.
 
 Numbers are compared as text in one canonical form: exact for any size, and a number of a hundred
-thousand digits costs no more than reading it. Only ASCII digits are digits here.
+thousand digits costs no more than reading it. Only ASCII digits are digits here. The functions that
+find an answer are public: a task votes over what they find (`Task.extract`).
 """
 
 import re
@@ -14,6 +15,7 @@ NUMBER = re.compile(
     r"(?:(?<![\w)])[-+])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
 )
 MARKED = re.compile(r"####\s*(" + NUMBER.pattern + ")")
+LATEX_COMMA = re.compile(r"\{,\}|,\\!")  # thousands, set without the space after a comma
 
 
 def exact_answer(example: Example, completion: str) -> float:
@@ -24,8 +26,7 @@ def exact_answer(example: Example, completion: str) -> float:
     """
     if not example.answer:
         raise ValueError(f"example {example.id} must have an answer, got {example.answer!r}")
-    text = inside("answer", completion)
-    return float(text is not None and text.strip() == example.answer)
+    return float(tagged_answer(completion) == example.answer)
 
 
 def first_integer(example: Example, completion: str) -> float:
@@ -34,39 +35,51 @@ def first_integer(example: Example, completion: str) -> float:
     Raises:
       ValueError: the example's answer is not a number.
     """
-    answer, (line, _, _) = answer_number(example), completion.partition("\n")
-    match = NUMBER.search(line)
-    return float(match is not None and canonical(match[0]) == answer)
+    return float(first_number_of(completion) == answer_number(example))
 
 
 def last_number(example: Example, completion: str) -> float:
-    """1.0 if the number after the last `####` is the answer; without such a mark, the last number.
-
-    Thousands commas, a dollar sign, a plus and zeros that change nothing do not count: `$1,085.0`
-    is 1085.
+    """1.0 if the number that the completion ends on (`last_number_of`) is the answer.
 
     Raises:
       ValueError: the example's answer is not a number.
     """
-    answer = answer_number(example)
-    numbers = MARKED.findall(completion) or NUMBER.findall(completion)
-    return float(bool(numbers) and canonical(numbers[-1]) == answer)
+    return float(last_number_of(completion) == answer_number(example))
 
 
-def boxed_answer(example: Example, completion: str) -> float:
-    """1.0 if what the completion boxes last is the answer, spaces aside.
+def tagged_answer(completion: str) -> str | None:
+    """The stripped text inside the only `<answer>...</answer>`; None if there is none."""
+    text = inside("answer", completion)
+    return (text.strip() or None) if text is not None else None
 
-    Raises:
-      ValueError: the example has no answer.
+
+def first_number_of(completion: str) -> str | None:
+    """The first number before the first newline, in canonical form; None if there is none."""
+    line, _, _ = completion.partition("\n")
+    match = NUMBER.search(line)
+    return canonical(match[0]) if match else None
+
+
+def last_number_of(completion: str) -> str | None:
+    r"""The number that a completion ends on, in canonical form; None if there is none.
+
+    It is the number after the last `####`, as in GSM8K's solutions; without one that in the last
+    `\boxed{}`, then the last inside the only `<answer>`, then the last of all. A box with several
+    numbers is an expression, and no number.
+
+    Thousands commas, a dollar sign, a plus and zeros that change nothing do not count: `$1,085.0`
+    is 1085.
     """
-    if not example.answer:
-        raise ValueError(f"example {example.id} must have an answer, got {example.answer!r}")
-    found = boxed(completion)
-    return float(found is not None and found.split() == example.answer.split())
+    if marked := MARKED.findall(completion):
+        return canonical(marked[-1])
+    if in_box := NUMBER.findall(LATEX_COMMA.sub(",", boxed(completion) or "")):
+        return canonical(in_box[0]) if len(in_box) == 1 else None
+    numbers = NUMBER.findall(tagged_answer(completion) or "") or NUMBER.findall(completion)
+    return canonical(numbers[-1]) if numbers else None
 
 
 def boxed(text: str) -> str | None:
-    """What stands between the braces of the last box, or None if nothing does."""
+    r"""What stands between the braces of the last `\boxed{}`, or None if nothing does."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None

@@ -1,12 +1,15 @@
 """Language consistency: the share of the reasoning's words that are in the target language.
 
-Equation 7 of DeepSeek-R1 (arXiv 2501.12948), Num(Words_target) / Num(Words), with a word's language
-judged by its script: Latin against Han is seen, English against French is not.
+Equation 7 of DeepSeek-R1 (arXiv 2501.12948), Num(Words_target) / Num(Words). A word's language is
+judged by its script, where Latin against Han is seen and English against French is not, or by a
+detector that hears a passage of words, as one alone says little.
 """
 
 import functools
 import itertools
 import unicodedata
+
+import py3langid
 
 from grpojax.rewards.format import inside
 from grpojax.task import Example, Reward
@@ -27,6 +30,8 @@ SCRIPTS = {
     "thai": {"THAI"},
 }
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA"}
+PASSAGE = 100  # characters, to the end of a word
+HEARD = 20_000  # characters of the reasoning; the rest is taken to be like them
 
 
 def language_consistency(script: str) -> Reward:
@@ -47,6 +52,46 @@ def language_consistency(script: str) -> Reward:
         return sum(word in SCRIPTS[script] for word in words) / len(words) if words else 0.0
 
     return language
+
+
+def language_detected(code: str) -> Reward:
+    """The reward of eq. 7 for a target language, ISO 639-1 as in "en", from 0.0 to 1.0.
+
+    The text inside the only `<think>...</think>` is cut into passages of some 100 characters, and
+    py3langid says the language of each: its words count if that is the target. Words are counted as
+    in `language_consistency`, and so is silence. Foreign words in a passage of the target's are
+    missed, passages of a few letters and close languages are confused, and formulas hide the
+    language of the words between them; the script is the surer judge where it is enough.
+
+    Raises:
+      ValueError: the detector does not know the language.
+    """
+    known = sorted(language for language, _ in py3langid.rank(""))  # also loads its model
+    if code not in known:
+        raise ValueError(f"language must be one of {', '.join(known)}, got {code!r}")
+
+    def language(example: Example, completion: str) -> float:
+        words = consistent = 0
+        for passage in passages((inside("think", completion) or "")[:HEARD]):
+            count = len(word_scripts(passage))
+            words += count
+            consistent += count * (count > 0 and py3langid.classify(passage)[0] == code)
+        return consistent / words if words else 0.0
+
+    return language
+
+
+def passages(text: str) -> list[str]:
+    """`text` cut at spaces into pieces of at least `PASSAGE` characters, or at twice as many."""
+    pieces, start = [], 0
+    while start < len(text):
+        space = text.find(" ", start + PASSAGE, start + 2 * PASSAGE)
+        end = start + 2 * PASSAGE if space < 0 else space
+        # A short rest would be heard badly: it goes with the piece before it.
+        end = len(text) if len(text) - end < PASSAGE // 2 else end
+        pieces.append(text[start:end])
+        start = end
+    return pieces
 
 
 def word_scripts(text: str) -> list[str]:
