@@ -76,6 +76,7 @@ class DataConfig:
     # of more than prompt_length tokens: refused; or drop leaves training examples out and truncates
     # held-out ones; or truncate keeps the last prompt_length tokens
     long_prompts: Literal["refuse", "drop", "truncate"] = "refuse"
+    generated: int = 2048  # training problems that reasoning_gym makes
     prompt_field: str = "prompt"  # of a row of the task jsonl: the question
     answer_field: str = "answer"  # of such a row: text or a number
     completion_field: str = ""  # of such a row: a worked solution to imitate; empty: none
@@ -87,6 +88,7 @@ class DataConfig:
 
     def __post_init__(self):
         require_fields(self)
+        require_positive(self, "generated")
         require(
             self.max_malformed >= 0, f"max_malformed must be 0 or more, got {self.max_malformed}"
         )

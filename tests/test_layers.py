@@ -18,7 +18,7 @@ LEVELS = [
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets"}
     | {"comparison"},
     {"model", "tasks", "summary", "vocabulary"},
-    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"},
+    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data", "contamination"},
     {"learner", "run"},
     {"evaluate", "arithmetic", "sample", "export"},
     {"train", "sft"},

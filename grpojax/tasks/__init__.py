@@ -19,6 +19,7 @@ from grpojax.tasks import (
     math,
     math500,
     mgsm,
+    reasoning_gym,
     svamp,
 )
 
@@ -27,6 +28,7 @@ TASKS = {
     "few_shot_addition": few_shot_addition.make,
     "chain": chain.make,
     "countdown": countdown.make,
+    "reasoning_gym": reasoning_gym.make,
     "gsm8k": gsm8k.make,
     "svamp": svamp.make,
     "aqua": aqua.make,

@@ -7,7 +7,8 @@ task has no training examples and is for evaluation.
 import re
 
 from grpojax.config import DataConfig
-from grpojax.rewards.format import inside, layout_followed
+from grpojax.rewards.accuracy import tagged_answer
+from grpojax.rewards.format import layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.task import Example, Task
 from grpojax.tasks.rows import has_file, json_row, read_examples, text_of
@@ -18,7 +19,7 @@ PROMPT = (
     "Reason step by step between <think> and </think>, "
     "then give the letter of the right choice between <answer> and </answer>.\n"
 )
-CHOICE = re.compile(r"\s*\(?([A-E])\s*[).:]?\s*")
+CHOICE = re.compile(r"\(?([A-E])[).:]?")
 
 
 def make(data: DataConfig) -> Task:
@@ -65,5 +66,5 @@ def right_choice(example: Example, completion: str) -> float:
 
 def chosen_letter(completion: str) -> str | None:
     """The letter alone inside the only `<answer>...</answer>`, as `B`, `(B)` or `B)`; or None."""
-    match = CHOICE.fullmatch(inside("answer", completion) or "")
+    match = CHOICE.fullmatch(tagged_answer(completion) or "")
     return match[1] if match else None

@@ -5,12 +5,10 @@ have no chain in common.
 """
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import exact_answer
+from grpojax.rewards.accuracy import exact_answer, tagged_answer
 from grpojax.rewards.format import layout_followed
-from grpojax.rewards.language import language_consistency
 from grpojax.task import Example, Task
 from grpojax.tasks.draws import draw, splits_of
-from grpojax.tasks.jsonl import tagged
 
 DRAWN = 8192  # chains before those that occur twice are left out
 TEST, VALIDATION = 512, 256
@@ -24,12 +22,8 @@ def make(data: DataConfig) -> Task:
     splits = splits_of([" ".join(words) for words in chains], TEST, VALIDATION)
     return Task(
         splits={k: [solved(place, chains[place]) for place in v] for k, v in splits.items()},
-        rewards={
-            "accuracy": exact_answer,
-            "format": layout_followed,
-            "language": language_consistency("latin"),
-        },
-        extract=tagged,
+        rewards={"accuracy": exact_answer, "format": layout_followed},
+        extract=tagged_answer,
     )
 
 

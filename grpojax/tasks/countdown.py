@@ -6,11 +6,11 @@ same numbers, in whatever order.
 """
 
 from grpojax.config import DataConfig
+from grpojax.rewards.accuracy import tagged_answer
 from grpojax.rewards.countdown import countdown
 from grpojax.rewards.format import layout_followed
 from grpojax.task import Example, Task
 from grpojax.tasks.draws import draw, splits_of
-from grpojax.tasks.jsonl import tagged
 
 DRAWN = 32768  # problems before those without a solution, or that occur twice, are left out
 TEST, VALIDATION = 512, 256
@@ -34,7 +34,7 @@ def make(data: DataConfig) -> Task:
     return Task(
         splits={k: [example(place, *problems[place]) for place in v] for k, v in splits.items()},
         rewards={"accuracy": countdown, "format": layout_followed},
-        extract=tagged,
+        extract=tagged_answer,
     )
 
 

@@ -7,7 +7,7 @@ import itertools
 import re
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import NUMBER, canonical, last_number
+from grpojax.rewards.accuracy import NUMBER, canonical, last_number, last_number_of
 from grpojax.rewards.format import layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.task import Task
@@ -38,6 +38,7 @@ def make(data: DataConfig) -> Task:
     return Task(
         splits={**cut_validation(examples[TRAIN]), "test": examples[TEST]},
         rewards=REWARDS,
+        extract=last_number_of,
         notes=notes,
     )
 
@@ -58,6 +59,7 @@ def make_benchmark(data: DataConfig, name: str, parsers: dict[str, Parser]) -> T
     return Task(
         splits={**cut_validation(examples.get(TRAIN, [])), "test": test},
         rewards=REWARDS,
+        extract=last_number_of,
         notes=notes,
     )
 

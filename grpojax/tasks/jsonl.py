@@ -8,8 +8,14 @@ what of a completion is compared with the answer.
 import functools
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import boxed, boxed_answer, exact_answer, last_number
-from grpojax.rewards.format import inside, layout_followed
+from grpojax.rewards.accuracy import (
+    exact_answer,
+    last_number,
+    last_number_of,
+    tagged_answer,
+)
+from grpojax.rewards.format import layout_followed
+from grpojax.rewards.math import final_answer, math_answer
 from grpojax.task import Task
 from grpojax.tasks.rows import (
     cut_validation,
@@ -56,14 +62,8 @@ def problem(data: DataConfig, text: str) -> dict[str, str]:
     }
 
 
-def tagged(completion: str) -> str | None:
-    """The text inside the only `<answer>...</answer>`, or None."""
-    text = inside("answer", completion)
-    return text and text.strip()
-
-
 JUDGES = {
-    "number": (last_number, None),
-    "tagged": (exact_answer, tagged),
-    "boxed": (boxed_answer, boxed),
+    "number": (last_number, last_number_of),
+    "tagged": (exact_answer, tagged_answer),
+    "boxed": (math_answer, final_answer),
 }

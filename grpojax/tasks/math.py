@@ -6,12 +6,13 @@ The user brings a folder with `train.jsonl` and `test.jsonl`, one problem a line
 """
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import boxed, boxed_answer
+from grpojax.rewards.accuracy import boxed
+from grpojax.rewards.math import final_answer, math_answer
 from grpojax.task import Task
 from grpojax.tasks.rows import cut_validation, json_row, read_examples, text_of
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
-REWARDS = {"accuracy": boxed_answer}
+REWARDS = {"accuracy": math_answer}
 
 
 def make(data: DataConfig) -> Task:
@@ -24,7 +25,7 @@ def make(data: DataConfig) -> Task:
     return Task(
         splits={**cut_validation(examples[TRAIN]), "test": examples[TEST]},
         rewards=REWARDS,
-        extract=boxed,
+        extract=final_answer,
         notes=notes,
     )
 

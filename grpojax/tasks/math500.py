@@ -6,7 +6,7 @@ on. `data.sha256` states which files they must be.
 """
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import boxed
+from grpojax.rewards.math import final_answer
 from grpojax.task import Task
 from grpojax.tasks.math import REWARDS, TEST, TRAIN, solved
 from grpojax.tasks.rows import cut_validation, has_file, read_examples
@@ -23,6 +23,6 @@ def make(data: DataConfig) -> Task:
     return Task(
         splits={**cut_validation(examples.get(TRAIN, [])), "test": examples[TEST]},
         rewards=REWARDS,
-        extract=boxed,
+        extract=final_answer,
         notes=notes,
     )

@@ -10,26 +10,25 @@ import functools
 
 from grpojax.config import DataConfig
 from grpojax.rewards.accuracy import NUMBER, canonical
-from grpojax.rewards.language import language_consistency
-from grpojax.task import Example, Task
+from grpojax.rewards.language import language_consistency, language_detected
+from grpojax.task import Example, Reward, Task
 from grpojax.tasks.gsm8k import make_benchmark, word_problem
 from grpojax.tasks.rows import chosen_files
 
-# Codes of the files, with the language's name and its script in `rewards.language`.
+# Codes of the files, with the language's name, and its script where that tells it from the others.
 LANGUAGES = {
-    "en": ("English", "latin"),
+    "en": ("English", ""),
     "bn": ("Bengali", "bengali"),
-    "de": ("German", "latin"),
-    "es": ("Spanish", "latin"),
-    "fr": ("French", "latin"),
+    "de": ("German", ""),
+    "es": ("Spanish", ""),
+    "fr": ("French", ""),
     "ja": ("Japanese", "japanese"),
     "ru": ("Russian", "cyrillic"),
-    "sw": ("Swahili", "latin"),
+    "sw": ("Swahili", ""),
     "te": ("Telugu", "telugu"),
     "th": ("Thai", "thai"),
     "zh": ("Chinese", "han"),
 }
-JUDGES = {code: language_consistency(script) for code, (_, script) in LANGUAGES.items()}
 
 
 def make(data: DataConfig) -> Task:
@@ -45,8 +44,16 @@ def make(data: DataConfig) -> Task:
 
 
 def language(example: Example, completion: str) -> float:
-    """Language consistency in the script of the problem's language; of GSM8K's problems, Latin."""
-    return JUDGES[example.category or "en"](example, completion)
+    """Consistency with the problem's language, by its script or else as detected; GSM8K's problems
+    are English."""
+    return judge_of(example.category or "en")(example, completion)
+
+
+@functools.cache
+def judge_of(code: str) -> Reward:
+    """The language reward of one language."""
+    _, script = LANGUAGES[code]
+    return language_consistency(script) if script else language_detected(code)
 
 
 def problem(code: str, text: str) -> dict[str, str]:
