@@ -253,7 +253,7 @@ PLAIN = {
     r"could not convert string to float: ": "must be a number, got ",
     r"no type matching \{None\}\|INT .* from \[(.*?)\].*": r"must be a whole number, got \1",
     r"^(--\S+): must": r"\1 must",
-    r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*)\)\.$": (
+    r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*?),?\)\.$": (
         r"\2 must be \3 \4, got \1"
     ),
     r"^Missing value for argument '(.*)'. .*": r"\1 must be followed by a value, got none",

@@ -108,3 +108,36 @@ def test_malformed_rows_of_a_file_are_named_up_to_the_limit(files, capsys):
     assert "2 malformed rows left out: a.jsonl, row 4 has no 'question'; a.jsonl, row 5 is" in said
     assert main(["data", "check", "a.jsonl", "b.jsonl", "--data.max-malformed", "1"]) == 2
     assert "max_malformed=1" in capsys.readouterr().err
+
+
+CHECK = ["data", "check", "a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (["data", "show", "a", "b"], "action must be one of 'check', got 'show'"),
+        (["data", "check", "a.jsonl"], "grpojax data needs TEST test set"),
+        (["data", "check", "a", "b"], "a set must be a file, or TASK:SPLIT with a split of train"),
+        (["data", "check", "gsm8k:dev", "b"], "got 'gsm8k:dev'"),
+        (["data", "check", "gsm8k:train", "b"], "put train.jsonl there"),
+        (["data", "check", "svamp:train@svamp", "b"], "svamp:train@svamp must have questions"),
+        ([*CHECK, "--ngram", "0"], "ngram must be above 0, got 0"),
+        ([*CHECK, "--data.long-prompts", "cut"], "'drop', 'truncate', got 'cut'"),
+        ([*CHECK, "--data.sha256", "a.jsonl"], "of a name and a digest, got a.jsonl"),
+        ([*CHECK, "--data.sha256", "a", "b"], "sha256 of a must be 64 hex digits, got 'b'"),
+        ([*CHECK, "--data.template", "x"], "template must hold {prompt} once, got 'x'"),
+        ([*CHECK, "--data.max-malformed", "-1"], "max_malformed must be 0 or more, got -1"),
+        ([*CHECK, "--data.generated", "0"], "generated must be above 0, got 0"),
+    ],
+)
+def test_wrong_flags_and_sets_end_in_one_line(files, capsys, monkeypatch, args, part):
+    monkeypatch.setenv("HOME", str(files))  # of `data.cache`
+    (files / "svamp").mkdir()
+    (files / "svamp" / "SVAMP.json").write_text(
+        '[{"Body": "A.", "Question": "B?", "Answer": 1.0, "Type": "Addition"}]'
+    )
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert part in said.err
