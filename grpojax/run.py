@@ -117,7 +117,9 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
     if path.exists() and not allow_config_change:
         old, new = (flat(dataclasses.asdict(c)) for c in (read_config(run.workdir), run.config))
         changed = [
-            f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name) != new[name]
+            f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
+            for name in old | new
+            if old.get(name) != new.get(name)
         ]
         require(
             not changed,

@@ -14,6 +14,7 @@ from grpojax import presets
 from grpojax.__main__ import COMMANDS, main
 from grpojax.families import FAMILIES
 from grpojax.metrics import read_metrics
+from grpojax.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,6 +111,10 @@ def test_every_preset_is_in_the_readme():
     table = README.partition("| preset |")[2].partition("\n\n")[0]
     named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.split("\n")[2:]))
     assert sorted(named) == sorted(ours)
+
+
+def test_every_task_is_in_the_readme():
+    assert column("task") == list(TASKS)
 
 
 def test_every_family_is_in_the_readme():
