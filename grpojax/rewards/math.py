@@ -27,7 +27,7 @@ REHEARSAL = [
 EVALUATED = re.compile(
     rb"\s*(from sympy import \*|(Integer|Float|Symbol)\s*\(\s*'?[\w.+-]*'?\s*\)|\w+)\s*"
 )
-READING = {"os.listdir", "os.scandir"}  # of the events below: imports need them
+HARMLESS = {"os.listdir", "os.scandir", "os.fork"}  # of those below: imports, and the worker
 REFUSED = ("os.", "shutil.", "subprocess.", "socket.", "ctypes.", "pty.", "signal.")
 
 
@@ -104,6 +104,6 @@ def guard(event: str, arguments: tuple) -> None:
         _, _, flags = arguments
         allowed = not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     else:
-        allowed = event in READING or not event.startswith(REFUSED)
+        allowed = event in HARMLESS or not event.startswith(REFUSED)
     if not allowed:
         raise PermissionError(f"{event} is refused while answers are judged")

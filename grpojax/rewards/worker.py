@@ -1,8 +1,10 @@
 """Worker: a process that judges completions one at a time, `python -m grpojax.rewards.worker`.
 
-It imports the reward `MODULE:FUNCTION`, prepares it and says `{"ready": true}`, then answers each
-line on its standard input (an example and a completion, as JSON) by a line on its standard output.
-It ends when its input does, so it does not outlive the process that asks. `workers.py` starts it.
+It imports the reward `MODULE:FUNCTION`, prepares it, and then forks a child for each life: the
+child says `{"ready": PID}` and answers each line on its standard input (an example and a
+completion, as JSON) by a line on its standard output. When it is killed or dies, the next is forked
+in an instant. All end when the input does, so none outlives the process that asks. `workers.py`
+starts it.
 """
 
 import json
@@ -31,11 +33,20 @@ def main(name: str, memory: int) -> None:
         reward = find_function("reward", name, {})
         getattr(reward, "prepare", lambda: None)()
     except Exception as error:
-        say({"error": f"{type(error).__name__}: {error}"})
+        say({"broken": f"{type(error).__name__}: {error}"})
         return
-    say({"ready": True})
-    for line in requests:
-        say(judged(reward, json.loads(line)))
+    while True:
+        child = os.fork()
+        if not child:
+            # The last child may have been killed in the middle of a line.
+            answers.write("\n")
+            say({"ready": os.getpid()})
+            for line in requests:
+                say(judged(reward, json.loads(line)))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            return
 
 
 def judged(reward: Reward | Callable, request: dict) -> dict:

@@ -24,6 +24,7 @@ from grpojax.rewards.failure import Failed
 from grpojax.task import Example
 
 STARTING = 120.0  # seconds that a worker may take to import and prepare its reward
+DIED = "lost its worker, which ran out of memory or crashed"
 # Nothing of the user's environment, and one order of sets in every worker.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
@@ -76,28 +77,20 @@ class Workers:
     def call(self, place: int, example: Example, completion: str, limit: float) -> Any | Failed:
         """One call of the worker in a `place` of the crew, and another worker for it if it died."""
         worker = self.crew[place]
-        if worker.process.poll() is not None and worker.ready:  # since it was last asked
-            worker = self.replace(place)
-        worker.wait_until_ready()
-        answer = worker.ask(
-            {
-                "example": dataclasses.asdict(example),
-                "completion": completion,
-                "seconds": limit,
-            },
-            limit,
-        )
+        if worker.process.poll() is not None and worker.child:  # since it was last asked
+            worker.kill()
+            self.replaced += 1
+            worker = self.crew[place] = Worker(self.function, self.memory)
+        request = {
+            "example": dataclasses.asdict(example),
+            "completion": completion,
+            "seconds": limit,
+        }
+        answer = worker.ask(request, limit)
         if isinstance(answer, Failed):
-            self.replace(place)
+            self.replaced += 1
             return answer
         return answer["value"] if "value" in answer else Failed(f"raised {answer['error']}")
-
-    def replace(self, place: int) -> "Worker":
-        """Puts a new worker in the place of one that is dead or to be killed."""
-        self.crew[place].kill()
-        self.replaced += 1
-        self.crew[place] = Worker(self.function, self.memory)
-        return self.crew[place]
 
     def close(self) -> None:
         """Ends all workers; they start again when they are needed."""
@@ -109,7 +102,8 @@ class Worker:
     """One process of `grpojax.rewards.worker` in a session of its own, and the pipes to it."""
 
     def __init__(self, function: str, memory: int):
-        self.function, self.ready, self.unread = function, False, b""
+        self.function, self.unread = function, b""
+        self.child = 0  # the process that judges now; 0 until it says that it is ready
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-m", "grpojax.rewards.worker", function, str(memory)],
             stdin=subprocess.PIPE,
@@ -121,32 +115,46 @@ class Worker:
         )
 
     def wait_until_ready(self) -> None:
-        """Waits until the reward is imported and prepared.
+        """Waits until the reward is imported and prepared, and a child is there to judge.
 
         Raises:
           RuntimeError: it could not be.
         """
-        if self.ready:
-            return
-        try:
-            line = self.read_line(STARTING)
-            why = "took too long" if line is None else json.loads(line).get("error")
-        except EOFError:
-            why = "its process died; judging.worker_memory may be too little"
-        if why:
-            raise RuntimeError(f"no worker could prepare the reward {self.function}: {why}")
-        self.ready = True
+        deadline = time.monotonic() + STARTING
+        while not self.child:
+            try:
+                line = self.read_line(deadline - time.monotonic())
+            except EOFError:
+                line = b'{"broken": "its process died; judging.worker_memory may be too little"}'
+            said = {"broken": "it took too long"} if line is None else {}
+            with contextlib.suppress(ValueError):  # what a killed child left half said
+                said = said or json.loads(line)
+            if "broken" in said:
+                raise RuntimeError(
+                    f"no worker could prepare the reward {self.function}: {said['broken']}"
+                )
+            self.child = said.get("ready", 0)
 
     def ask(self, request: dict, limit: float) -> dict | Failed:
-        """The answer to a request, or why there is none: then this worker is of no more use."""
+        """The answer to a request, or why there is none; then another child takes over."""
+        self.wait_until_ready()
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = self.read_line(limit)
+            line = b"\n"
+            deadline = time.monotonic() + limit
+            while line is not None and not line.strip():
+                line = self.read_line(deadline - time.monotonic())
         except (BrokenPipeError, EOFError):
-            return Failed("lost its worker, which ran out of memory or crashed")
+            return Failed(DIED)
         if line is None:
+            os.kill(self.child, signal.SIGKILL)
+            self.child = 0
             return Failed(f"took longer than {limit:g} s", timed_out=True)
-        return json.loads(line)
+        answer = json.loads(line)
+        if "ready" in answer:  # so the child before it has died
+            self.child = answer["ready"]
+            return Failed(DIED)
+        return answer
 
     def read_line(self, limit: float) -> bytes | None:
         """The next line that the process writes; None if there is none within `limit` seconds.
@@ -167,9 +175,14 @@ class Worker:
         return line
 
     def kill(self) -> None:
-        """Ends the process and what it started, and waits until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
+        """Ends the process and its child, and waits until they are gone."""
+        self.process.stdin.close()
+        if self.child and self.process.poll() is None:
+            # Its parent sees it off, and ends as there is no more input.
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.kill(self.child, signal.SIGKILL)
+                self.process.wait(5)
+        if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.process.stdin.close()
         self.process.stdout.close()
