@@ -1,12 +1,11 @@
 """What a task left out or cut is said by every command that opens it, and kept with the run."""
 
-import dataclasses
 import json
 
-from test_train import CONFIG
+import pytest
+from test_train import changed
 
 from grpojax.arithmetic import dry_run
-from grpojax.config import DataConfig
 from grpojax.evaluate import evaluate_run
 from grpojax.rewards.accuracy import exact_answer
 from grpojax.task import Example, Task
@@ -28,23 +27,23 @@ def squares(data) -> Task:
     train += [Example(id=31, prompt="31²", answer="961")]
     test = [Example(id=41, prompt="31²", answer="961")]
     test += [Example(id=42, prompt="what is 32²", answer="1024")]
-    validation = [Example(id=43, prompt="33²", answer="1089")]
+    validation = [Example(id=43, prompt="", answer="0")]  # stops a run before it compiles
     splits = {"train": train, "validation": validation, "test": test}
     return Task(splits=splits, rewards={"accuracy": exact_answer}, notes=("32 rows read",))
 
 
 def test_notes_are_said_by_training_evaluation_and_the_dry_run_and_kept(tmp_path, capsys):
-    config = dataclasses.replace(
-        CONFIG, steps=1, task="test_notes:squares", data=DataConfig(long_prompts="drop")
-    )
+    config = changed(task="test_notes:squares", data={"long_prompts": "drop"})
     rows = [row.split(maxsplit=1) for row in dry_run(config, tmp_path / "run").splitlines()]
     assert [rest for name, rest in rows if name == "data"] == NOTES
-    assert train(config, tmp_path / "run") == 0
+    with pytest.raises(ValueError, match="at least one token"):
+        train(config, tmp_path / "run")
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line in NOTES] == NOTES
     assert json.loads((tmp_path / "run/config.json").read_text())["notes"] == NOTES
     told: list[str] = []
-    measured = evaluate_run(
-        tmp_path / "run", split="test", samples=1, k=(), examples=9, step=None, say=told.append
-    )
-    assert told[:4] == NOTES and measured["accuracy"] in (0.0, 0.5, 1.0)
+    with pytest.raises(ValueError, match="checkpoint"):
+        evaluate_run(
+            tmp_path / "run", split="test", samples=0, k=(), examples=9, step=None, say=told.append
+        )
+    assert told[:4] == NOTES
