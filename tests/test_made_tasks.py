@@ -135,7 +135,7 @@ def test_generators_of_reasoning_gym_take_turns(gym):
 
 def test_reasoning_gym_judges_in_another_process_that_makes_the_problem_again(gym):
     legs, lists = gym.splits["test"][:2]
-    right = [(e, f"<answer> {e.answer} </answer>") for e in gym.splits["test"][:20]]
+    right = [(e, f"<answer> {e.answer} </answer>") for e in gym.splits["test"][:40]]
     said = score(
         gym,
         [
@@ -147,11 +147,11 @@ def test_reasoning_gym_judges_in_another_process_that_makes_the_problem_again(gy
             (Example(id=legs.id, prompt="", answer="1", category="leg_counting"), "<answer>1"),
         ],
     )
-    assert said[:20] == [(1.0, 1.0)] * 20
+    assert said[:40] == [(1.0, 1.0)] * 40
     digits = len(legs.answer)
-    assert said[20] == (0.0, pytest.approx(digits / (digits + 5)))
-    assert said[21:24] == [(0.0, 0.0)] * 3
-    assert all(isinstance(f, Failed) and "same when it is made again" in f.why for f in said[24])
+    assert said[40] == (0.0, pytest.approx(digits / (digits + 5)))
+    assert said[41:44] == [(0.0, 0.0)] * 3
+    assert all(isinstance(f, Failed) and "same when it is made again" in f.why for f in said[44])
 
 
 @pytest.mark.parametrize(
