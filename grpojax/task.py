@@ -23,6 +23,8 @@ class Example:
     # the problem without what all prompts share, by which sets are compared; empty: the prompt
     question: str = ""
     category: str = ""  # kind of problem; evaluation reports accuracy by it where a task has some
+    # the same text in every version of one problem, such as its longer tellings; empty: no versions
+    origin: str = ""
 
 
 Reward = Callable[[Example, str], Any]

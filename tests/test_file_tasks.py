@@ -131,6 +131,7 @@ def test_egsm_names_the_round_and_counts_gsm8ks_test_file_as_round_0(load):
     test = load("egsm", files).splits["test"]
     assert [(e.category, e.answer) for e in test] == [("Q1", "70000"), ("Q3", "70000"), ("Q0", "2")]
     assert test[0].question == "Long ago, how many?"
+    assert {e.origin for e in test} == {"How many?"}
     (alone,) = load("egsm", {}, subset=("Q3",)).splits["test"]
     assert alone.category == "Q3"
 

@@ -27,9 +27,10 @@ def make(data: DataConfig) -> Task:
 
 
 def problem(round: str, text: str) -> dict[str, str]:
-    """A row of one round."""
+    """A row of one round; its origin is GSM8K's question."""
     if round == "Q0":
-        return solved(text) | {"category": round}
+        fields = solved(text)
+        return fields | {"category": round, "origin": fields["question"]}
     row = json_row(text)
     fields = word_problem(text_of(row, "question"), number_of(row, "answer"))
-    return fields | {"category": round}
+    return fields | {"category": round, "origin": text_of(row, "orig_question")}
