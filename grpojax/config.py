@@ -83,7 +83,7 @@ class DataConfig:
     category_field: str = ""  # of such a row: kind of problem; empty: none
     template: str = "{prompt}"  # what the task jsonl makes of a question to be the prompt
     # what the task jsonl compares with the answer: a completion's last number, the text between
-    # <answer> and </answer>, or what \\boxed{} holds
+    # <answer> and </answer>, or what \boxed{} holds
     answers: Literal["number", "tagged", "boxed"] = "number"
 
     def __post_init__(self):
