@@ -11,6 +11,7 @@ from pathlib import Path
 
 from grpojax.arguments import (
     HELP,
+    DataArguments,
     DoctorArguments,
     EvaluateArguments,
     ExportArguments,
@@ -163,6 +164,22 @@ def export(args: list[str]) -> int:
     return 0
 
 
+def data(args: list[str]) -> int:
+    arguments = parse(DataArguments, "data", args)
+    from grpojax.contamination import check_sets
+
+    count, said = check_sets(
+        arguments.train,
+        arguments.test,
+        arguments.data,
+        field=arguments.field,
+        ngram=arguments.ngram,
+        shown=arguments.shown,
+    )
+    print(said)
+    return int(count > 0)
+
+
 def report(args: list[str]) -> int:
     arguments = parse(ReportArguments, "report", args)
     require_folder(arguments.run)
@@ -187,6 +204,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], type]] = {
     "sample": (sample, SampleArguments),
     "import": (import_pretrained, ImportArguments),
     "export": (export, ExportArguments),
+    "data": (data, DataArguments),
     "report": (report, ReportArguments),
     "doctor": (doctor, DoctorArguments),
 }

@@ -97,7 +97,9 @@ def make_answerer(run: Run, *, samples: int) -> Answerer:
         ]
 
     def answer(params: Params, examples: Sequence[Example], key) -> list[Answered]:
-        prompts = make_prompts(examples, run.tokenizer, config.sampling.prompt_length)
+        prompts = make_prompts(
+            examples, run.tokenizer, config.sampling.prompt_length, config.data.long_prompts
+        )
         first = complete(greedy, params, prompts, examples, key, 1)
         drawn = [[] for _ in examples]
         if samples:

@@ -21,7 +21,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from grpojax.checks import require, require_positive
-from grpojax.config import Config, EvaluationConfig, SamplingConfig
+from grpojax.config import Config, DataConfig, EvaluationConfig, SamplingConfig
 from grpojax.names import nearest
 from grpojax.presets import describe_objective
 
@@ -109,6 +109,24 @@ class ExportArguments:
     step: int | None = None  # of the checkpoint; by default the newest
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights: others are cast
     adapters: OnOff = False  # the adapters alone, for peft; without it they are merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Looks for questions of a test set in a training set; exit code 1 if there are some."""
+
+    action: tyro.conf.Positional[Literal["check"]]
+    # training set: TASK:SPLIT, TASK:SPLIT@FOLDER, or a file of JSON lines
+    train: tyro.conf.Positional[str]
+    test: tyro.conf.Positional[str]  # test set, named likewise
+    ngram: int = 10  # words in a row that may not be shared; a shorter test question, whole
+    field: str = "question"  # of a row of a file: the question
+    shown: int = 5  # shared questions printed
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self):
+        require_positive(self, "ngram")
+        require(self.shown >= 0, f"shown must be 0 or more, got {self.shown}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +274,7 @@ PLAIN = {
     r": Could not find valid parse for arguments: \[(.*)\]$": r" must be whole numbers, got \1",
     r"no type matching \{None\}\|INT .* from \[(.*?)\].*": r"must be a whole number, got \1",
     r"^(--\S+): must": r"\1 must",
-    r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*)\)\.$": (
+    r"^invalid choice (.*) for argument '(.*)'. Expected (one of) \((.*?),?\)\.$": (
         r"\2 must be \3 \4, got \1"
     ),
     r"^Missing value for argument '(.*)'. .*": r"\1 must be followed by a value, got none",
@@ -265,22 +283,24 @@ PLAIN = {
 }
 
 REGISTRY = ConstructorRegistry()
+MAPPINGS = {dict[str, float]: ("weight", float), dict[str, str]: ("digest", str)}
 
 
 @REGISTRY.primitive_rule
-def weights_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """`--rewards NAME WEIGHT ...` replaces the whole mapping, so that it can name other rewards."""
-    if info.type != dict[str, float]:
+def mapping_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """`--rewards NAME WEIGHT ...` replaces the whole mapping, so that it can have other names."""
+    if info.type not in MAPPINGS:
         return None
+    what, kind = MAPPINGS[info.type]
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="NAME WEIGHT ...",
-        instance_from_str=weights_from_words,
+        metavar=f"NAME {what.upper()} ...",
+        instance_from_str=functools.partial(mapping_from_words, what, kind),
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )
 
 
-def weights_from_words(words: list[str]) -> dict[str, float]:
-    require(len(words) % 2 == 0, f"must be pairs of a name and a weight, got {' '.join(words)}")
-    return {name: float(weight) for name, weight in zip(words[::2], words[1::2])}
+def mapping_from_words(what: str, kind: type, words: list[str]) -> dict[str, Any]:
+    require(len(words) % 2 == 0, f"must be pairs of a name and a {what}, got {' '.join(words)}")
+    return {name: kind(value) for name, value in zip(words[::2], words[1::2])}

@@ -29,6 +29,7 @@ def dry_run(config: Config, workdir: Path) -> str:
         prompts_per_step=grpo.prompts_per_step,
         prompt_length=sampling.prompt_length,
         seed=config.seed,
+        long_prompts=config.data.long_prompts,
     )
     leaves = jax.tree.leaves(abstract_params(run.policy, run.mesh))
     parameters = sum(math.prod(leaf.shape) for leaf in leaves)
@@ -68,8 +69,9 @@ def dry_run(config: Config, workdir: Path) -> str:
         + "; ".join(shapes),
     }
     longest = max(map(len, lines))
-    rows = [f"{name:{longest}}  {text}" for name, text in lines.items()]
-    return "\n".join([*rows, *(f"caution: {reason}" for reason in grpo.cautions)])
+    rows = [*lines.items(), *(("data", note) for note in run.task.notes)]
+    rows += [("caution", reason) for reason in grpo.cautions]
+    return "\n".join(f"{name:{longest}}  {text}" for name, text in rows)
 
 
 def size(count: int | float) -> str:

@@ -92,6 +92,8 @@ def evaluate_runs(
     require_samples(k, samples)
     runs = [reopen_run(workdir) for workdir in workdirs]
     for run in runs:
+        for note in run.task.notes:
+            say(note)
         splits = ", ".join(run.task.splits)
         require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
         saved = saved_steps(run.workdir)

@@ -22,6 +22,7 @@ from grpojax.chat import render_chat
 from grpojax.checkpoint import restore_params
 from grpojax.checks import require
 from grpojax.config import Config, from_dict
+from grpojax.data import fit_prompts
 from grpojax.families import FREE
 from grpojax.lora import combine, freeze, merge, split
 from grpojax.model import Policy, abstract_params, init_params
@@ -69,6 +70,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     tokenizer = open_tokenizer(config, workdir, task)
     if config.chat:
         task = as_chats(task, tokenizer, config.system)
+    task = fit_prompts(task, tokenizer, config.sampling.prompt_length, config.data.long_prompts)
     require(
         tokenizer.vocab_size <= config.model.vocab_size,
         f"the model's vocab_size={config.model.vocab_size} must hold the tokenizer's "
@@ -121,7 +123,9 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
     if path.exists() and not allow_config_change:
         old, new = (flat(dataclasses.asdict(c)) for c in (read_config(run.workdir), run.config))
         changed = [
-            f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name) != new[name]
+            f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
+            for name in old | new
+            if old.get(name) != new.get(name)
         ]
         require(
             not changed,
@@ -135,6 +139,7 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
         "config": dataclasses.asdict(run.config),
         "versions": {"python": platform.python_version(), **versions},
         "commit": git_commit(),
+        "notes": run.task.notes,
     }
     path.write_text(json.dumps(about, indent=2) + "\n")
 
@@ -238,6 +243,9 @@ def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:
     if (workdir / "config.json").exists():  # its parameters know no other tokens
         return load_tokenizer(str(workdir))
     texts = [example.prompt + example.completion for example in task.splits["train"]]
+    require(
+        bool(texts), f"task {config.task!r} has no training text to make a tokenizer of; name one"
+    )
     return train_sentencepiece(texts, config.model.vocab_size)
 
 

@@ -45,6 +45,7 @@ def sft(config: Config, workdir: Path) -> int:
         prompt_length=config.sampling.prompt_length,
         completion_length=config.sampling.completion_length,
         seed=config.seed,
+        long_prompts=config.data.long_prompts,
     )
     optimizer = make_optimizer(stage.optimizer, stage.max_steps)
     objective = GRPOConfig(
@@ -83,6 +84,8 @@ def sft(config: Config, workdir: Path) -> int:
         if checks and checks[-1] >= stage.until_accuracy:
             console.say(f"{workdir} is done: validation accuracy {checks[-1]:.3f}")
             return 0
+        for note in run.task.notes:
+            console.say(note)
         for step in range(done, stage.max_steps):
             prompts, tokens, mask = shard_batch(demonstrations(step), run.mesh)
             ones = jnp.ones(tokens.shape[:2])

@@ -20,6 +20,8 @@ class Example:
     answer: str  # what a right completion arrives at
     # a worked solution to imitate in the supervised stage, where the task has one
     completion: str = ""
+    # the problem without what all prompts share, by which sets are compared; empty: the prompt
+    question: str = ""
     category: str = ""  # kind of problem; evaluation reports accuracy by it where a task has some
     # the same text in every version of one problem, such as its longer tellings; empty: no versions
     origin: str = ""
@@ -89,12 +91,13 @@ supervision. Raising, or returning anything else, makes the completion invalid."
 class Task:
     """Examples by split and rewards by name.
 
-    `splits` holds "train", "validation" and "test", each with examples of its own; `rewards` holds
-    at least "accuracy" (1.0 for a right completion, else 0.0), which evaluation reports. A config
-    chooses among the rewards and weighs them.
+    `splits` holds "train", "validation" and "test", each with examples of its own; without "train"
+    the task is for evaluation. `rewards` holds at least "accuracy" (1.0 for a right completion,
+    else 0.0), which evaluation reports. A config chooses among the rewards and weighs them.
     """
 
     splits: dict[str, Sequence[Example]]
     rewards: dict[str, Reward]
     # the answer that a completion gives, in one canonical form, or None: maj@k votes over it
     extract: Callable[[str], str | None] | None = None
+    notes: tuple[str, ...] = ()  # what was read, left out or cut, a line each; a run says them

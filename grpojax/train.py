@@ -45,6 +45,7 @@ def make_step(run: Run, optimizer, like: TrainState) -> Callable:
         prompts_per_step=grpo.prompts_per_step,
         prompt_length=sampling.prompt_length,
         seed=config.seed,
+        long_prompts=config.data.long_prompts,
     )
     rollout = make_rollout(run)
     scorer = make_scorer(run.policy, temperature=sampling.temperature)
@@ -169,6 +170,8 @@ def train(config: Config, workdir: Path, *, allow_config_change: bool = False) -
             console.say(f"step {step}: {split} accuracy {describe(measured)}")
             return measured["accuracy"]
 
+        for note in run.task.notes:
+            console.say(note)
         if not done:
             held_out(0, "validation", "eval")
             held_out(0, "test", "test")

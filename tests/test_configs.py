@@ -9,15 +9,16 @@ import pytest
 from grpojax.__main__ import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-PROBLEM = {"question": "1 + 1?", "answer": "It is 2. #### 2"}
-PROBLEM |= {"problem": "What is $1 + 1$?", "solution": "It is $\\boxed{2}$."}
+PROBLEM = {"answer": "It is 2. #### 2", "solution": "It is $\\boxed{2}$."}
 
 
 @pytest.fixture
 def data(tmp_path):
     """Published files of GSM8K and MATH in one: each task reads its own fields."""
     for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text((json.dumps(PROBLEM) + "\n") * 512)
+        asked = [f"What is 1 + 1 in {split}, for the {i}th time?" for i in range(512)]
+        rows = [json.dumps({**PROBLEM, "question": q, "problem": q}) for q in asked]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     return tmp_path
 
 

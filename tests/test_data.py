@@ -1,11 +1,13 @@
 """Data: padding, and the order of examples as a function of (seed, step) alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from grpojax.config import DataConfig
-from grpojax.data import make_batches, make_demonstrations, make_prompts
-from grpojax.task import Example
+from grpojax.data import fit_prompts, make_batches, make_demonstrations, make_prompts
+from grpojax.task import Example, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import load_tokenizer
 
@@ -144,3 +146,64 @@ def test_a_step_of_a_shipped_task_holds_its_own_examples():
     batch = make_batches(train, BYTES, prompts_per_step=16, prompt_length=6, seed=3)
     examples, prompts = batch(10_000)
     assert len({e.id for e in examples}) == 16 and prompts.mask.all()
+
+
+def task_of(*lengths, held_out=()):
+    train = [Example(id=i, prompt="x" * n, answer="") for i, n in enumerate(lengths)]
+    test = [Example(id=99 - i, prompt="yz" * n, answer="") for i, n in enumerate(held_out)]
+    return Task(splits={"train": train, "validation": [], "test": test}, rewards={})
+
+
+def test_long_prompts_of_training_are_dropped_and_counted_and_held_out_ones_stay():
+    fitted = fit_prompts(task_of(1, 5, 4, 9, held_out=(1, 4)), BYTES, 4, "drop")
+    assert [e.id for e in fitted.splits["train"]] == [0, 2]
+    assert [e.id for e in fitted.splits["test"]] == [99, 98]
+    assert fitted.notes == (
+        "train: 2 of 4 prompts dropped",
+        "test: 1 of 2 prompts truncated to their last 4 tokens",
+    )
+
+
+def test_truncated_prompts_are_counted_and_all_stay():
+    task = task_of(1, 5, held_out=(4,))
+    fitted = fit_prompts(task, BYTES, 4, "truncate")
+    assert fitted.splits == task.splits
+    assert [note.partition(" prompts")[0] for note in fitted.notes] == [
+        "train: 1 of 2",
+        "test: 1 of 1",
+    ]
+    assert fit_prompts(task_of(4), BYTES, 4, "truncate").notes == ()
+    assert fit_prompts(task, BYTES, 4, "refuse") is task
+
+
+def test_a_task_that_has_only_long_prompts_cannot_drop_them_all():
+    with pytest.raises(ValueError, match=r"prompt_length=4 tokens, got 2 that are longer"):
+        fit_prompts(task_of(5, 6), BYTES, 4, "drop")
+
+
+@pytest.mark.parametrize("how", ["drop", "truncate"])
+def test_of_a_truncated_prompt_the_last_tokens_are_kept(how):
+    examples = [Example(id=1, prompt="abcdef", answer=""), Example(id=2, prompt="gh", answer="")]
+    prompts = make_prompts(examples, BYTES, 4, how)
+    assert [BYTES.decode(t[m].tolist()) for t, m in zip(prompts.tokens, prompts.mask)] == [
+        "cdef",
+        "gh",
+    ]
+    batch = make_batches(
+        examples, BYTES, prompts_per_step=2, prompt_length=4, seed=0, long_prompts=how
+    )
+    assert batch(0)[1].mask.sum() == 6
+    worked = [dataclasses.replace(e, completion="b") for e in examples]
+    assert demonstrations(worked, long_prompts=how)(0)[0].mask.sum() == 6
+
+
+def test_a_task_without_training_examples_is_refused_for_training():
+    with pytest.raises(ValueError, match="no training examples: it is for evaluation"):
+        batches(0)
+    with pytest.raises(ValueError, match="no training examples"):
+        demonstrations([])
+
+
+def test_an_empty_split_has_no_prompts():
+    with pytest.raises(ValueError, match="got none: the split is empty"):
+        make_prompts([], BYTES, 4)

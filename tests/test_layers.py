@@ -19,7 +19,7 @@ LEVELS = [
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison", "estimates", "coleg", "pairs"},
     {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
-    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data"}
+    {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data", "contamination"}
     | {"scalar", "critic", "reward_model"},
     {"learner", "run"},
     {

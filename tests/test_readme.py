@@ -14,6 +14,7 @@ from grpojax import models, presets
 from grpojax.__main__ import COMMANDS, main
 from grpojax.families import FAMILIES
 from grpojax.metrics import read_metrics
+from grpojax.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -106,6 +107,10 @@ def test_every_preset_and_model_is_in_the_readme():
     ours = {f for f, x in vars(models).items() if getattr(x, "__module__", "") == models.__name__}
     sentence = README.partition("functions of [`models.py`]")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == ours
+
+
+def test_every_task_is_in_the_readme():
+    assert column("task") == list(TASKS)
 
 
 def test_every_family_is_in_the_readme():

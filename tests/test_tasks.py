@@ -1,10 +1,8 @@
-"""Tasks: what they ask and answer, that no split leaks into another, and how they are found."""
+"""Tasks: that sums leak into no other split, and how tasks are found and checked."""
 
 import importlib
-import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -84,141 +82,6 @@ def test_few_shot_prompts_show_two_solved_sums_that_are_never_asked(few_shot):
         assert few_shot.rewards["accuracy"](example, f" {example.answer}") == 1.0
 
 
-PROBLEMS = {
-    "train": [
-        (
-            f"Añil has {i} pens & 1,{i:02}0 «crayons» 🖍. How many?",
-            f"<<{i}+0={i}>>{i}.\n#### 1,{i:02}0",
-        )
-        for i in range(16)
-    ],
-    "test": [("What is 2 \N{MINUS SIGN} 3?\n", "2-3 = <<2-3=-1>>-1\n#### -1")],
-}
-
-
-@pytest.fixture
-def gsm8k(tmp_path):
-    """A folder of tiny published files, and the function that loads the task from it."""
-    write(tmp_path, "train", PROBLEMS["train"])
-    write(tmp_path, "test", PROBLEMS["test"])
-    data = DataConfig(dir=str(tmp_path), cache=str(tmp_path / "cache"))
-    return tmp_path, lambda: load_task("gsm8k", data)
-
-
-def write(folder, split, problems):
-    rows = [{"question": question, "answer": answer} for question, answer in problems]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
-
-
-def test_gsm8k_returns_the_texts_of_the_files_in_order(gsm8k):
-    _, load = gsm8k
-    splits = load().splits
-    examples = [*splits["validation"], *splits["train"], *splits["test"]]
-    questions = [question for split in PROBLEMS.values() for question, _ in split]
-    assert [e.id for e in examples] == list(range(17))
-    assert [e.prompt.partition("\nReason")[0] for e in examples] == [q.strip() for q in questions]
-    assert {k: len(v) for k, v in splits.items()} == {"train": 14, "validation": 2, "test": 1}
-
-
-def test_gsm8k_solutions_are_reasoning_and_number_in_tags(gsm8k):
-    _, load = gsm8k
-    task = load()
-    (example,) = task.splits["test"]
-    assert example.completion == "<think>2-3 = -1</think><answer>-1</answer>"
-    assert task.splits["train"][0].answer == "1020"
-    for example in task.splits["train"]:
-        assert task.rewards["accuracy"](example, example.completion) == 1.0
-        assert task.rewards["format"](example, example.completion) == 1.0
-
-
-def test_gsm8k_says_nothing_on_the_console(gsm8k, capfd, caplog):
-    _, load = gsm8k
-    load()
-    assert capfd.readouterr() == ("", "") and not caplog.records
-
-
-def test_gsm8k_reads_changed_files_anew_and_unchanged_ones_from_the_cache(gsm8k):
-    folder, load = gsm8k
-    before = load()
-    (records,) = (folder / "cache").glob("gsm8k-*")
-    written = {path: path.stat().st_mtime_ns for path in records.rglob("*record*")}
-    assert load().splits == before.splits
-    assert {path: path.stat().st_mtime_ns for path in records.rglob("*record*")} == written
-    write(folder, "test", [("What is 2 - 4?", "#### -2")])
-    assert [e.answer for e in load().splits["test"]] == ["-2"]
-    write(folder, "test", PROBLEMS["test"])
-    assert load().splits == before.splits
-
-
-def test_gsm8k_needs_neither_tensorflow_nor_jax_nor_a_network(gsm8k):
-    folder, _ = gsm8k
-    program = f"""
-import socket, sys
-def refuse(*args, **kwargs):
-    raise AssertionError("the network was asked for")
-socket.socket.connect = socket.getaddrinfo = refuse
-from grpojax.config import DataConfig
-from grpojax.tasks import load_task
-load_task("gsm8k", DataConfig(dir={str(folder)!r}, cache={str(folder / "fresh")!r}))
-assert not {{"jax", "tensorflow"}} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.mark.parametrize("missing", ["train.jsonl", "test.jsonl"])
-def test_gsm8k_names_the_file_that_is_missing(gsm8k, missing):
-    folder, load = gsm8k
-    (folder / missing).unlink()
-    with pytest.raises(ValueError, match=rf"data\.dir must be a folder .*: put {missing} there"):
-        load()
-
-
-def test_gsm8k_without_a_folder_says_which_files_to_put_into_one():
-    with pytest.raises(ValueError, match=r"train\.jsonl and test\.jsonl, as published, got ''"):
-        load_task("gsm8k", DataConfig())
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "not json",
-        "[]",
-        "3",
-        '{"question": "How many?"}',
-        '{"question": "How many?", "answer": "five"}',
-        '{"question": "How many?", "answer": "#### five"}',
-        '{"question": 3, "answer": "#### 5"}',
-        '{"question": "How many?", "answer": 5}',
-        "",
-    ],
-)
-def test_gsm8k_names_the_line_that_is_no_problem(gsm8k, line):
-    folder, load = gsm8k
-    path = folder / "train.jsonl"
-    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"line 17 of .*train\.jsonl must hold a question"
-    ) as error:
-        load()
-    assert "\n" not in str(error.value)
-
-
-def test_gsm8k_takes_an_empty_file_for_a_missing_one(gsm8k):
-    folder, load = gsm8k
-    (folder / "test.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"put test\.jsonl there"):
-        load()
-
-
-def test_gsm8k_with_a_cache_that_cannot_be_written_is_refused(gsm8k):
-    folder, _ = gsm8k
-    data = DataConfig(dir=str(folder), cache=str(folder / "train.jsonl"))
-    with pytest.raises(ValueError, match=r"data\.cache must be a folder to write in"):
-        load_task("gsm8k", data)
-
-
 THEIR_TASK = """
 from grpojax.task import Example, Task
 
@@ -233,6 +96,16 @@ def twice(data): return make(data, test=[Example(id=0, prompt="x", answer="")])
 def negative(data): return make(data, test=[Example(id=-1, prompt="x", answer="")])
 def large(data): return make(data, test=[Example(id=2**31, prompt="x", answer="")])
 def nothing(data): pass
+def held_out(data):
+    train = [Example(id=i, prompt=f"{i} {name}", answer="") for i, name in ((7, "A"), (8, "b"))]
+    return make(data, train=train, test=[Example(id=9, prompt=" 7\\n a", answer="")])
+def all_held_out(data): return make(data, train=[Example(id=9, prompt="test", answer="")])
+def shared(data):
+    return make(data, train=[Example(id=i, prompt="7", question=q, answer="")
+                             for i, q in ((7, "x"), (8, "y"))],
+                test=[Example(id=9, prompt="7", question="z", answer="")])
+def only_test(data): return Task(splits={"test": make(data).splits["test"]},
+                                 rewards=make(data).rewards)
 def unrewarded(data): return Task(splits=make(data).splits, rewards={"format": lambda e, c: 1.0})
 def fewer(data): return Task(splits={"train": make(data).splits["train"]}, rewards={})
 """
@@ -256,7 +129,7 @@ def test_a_task_of_the_users_is_named_by_module_and_function(their_task):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("additon", "one of addition, few_shot_addition, gsm8k, .* .did you mean addition"),
+        ("additon", "one of addition, few_shot_addition, .*, gsm8k, .* .did you mean addition"),
         ("", "task must be one of addition"),
         ("their_tusk:make", "No module named 'their_tusk' .did you mean their_task"),
         ("their_task:mak", "has no 'mak' .did you mean make"),
@@ -267,9 +140,27 @@ def test_a_task_of_the_users_is_named_by_module_and_function(their_task):
         ("their_task:large", "int32 of 0 or more, got 2147483648"),
         ("their_task:nothing", "must return a Task, got NoneType"),
         ("their_task:unrewarded", "must have a reward 'accuracy', got format"),
+        ("their_task:all_held_out", "must not be held out too, got all 1 so"),
     ],
 )
 def test_a_task_that_breaks_a_rule_is_refused_in_one_line(their_task, name, said):
     with pytest.raises(ValueError, match=said) as error:
         load_task(name, DataConfig())
     assert "\n" not in str(error.value)
+
+
+def test_a_question_that_is_held_out_is_not_trained_on_whatever_its_case_and_spaces(their_task):
+    task = load_task("their_task:held_out", DataConfig())
+    assert [e.id for e in task.splits["train"]] == [8]
+    assert [e.id for e in task.splits["test"]] == [9]
+    assert task.notes == ("1 training examples left out: their questions are held out too",)
+
+
+def test_what_all_prompts_share_makes_no_two_questions_equal(their_task):
+    task = load_task("their_task:shared", DataConfig())
+    assert [e.id for e in task.splits["train"]] == [7, 8] and task.notes == ()
+
+
+def test_a_task_with_a_test_split_alone_is_for_evaluation(their_task):
+    task = load_task("their_task:only_test", DataConfig())
+    assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [0, 0, 1]

@@ -145,6 +145,16 @@ def test_a_changed_config_is_refused_with_the_difference_and_nothing_is_touched(
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 
+def test_a_reward_or_a_digest_that_comes_or_goes_is_a_changed_config(tmp_path):
+    two = {"test_train:variety": 1.0, "accuracy": 0.5}
+    start_run(open_run(changed(rewards=two), tmp_path), allow_config_change=False)
+    other = changed(rewards={"accuracy": 0.5}, data={"sha256": {"a": "0" * 64}})
+    with pytest.raises(ValueError, match="made with another config") as error:
+        start_run(open_run(other, tmp_path), allow_config_change=False)
+    assert "rewards.test_train:variety 1.0 -> none;" in str(error.value)
+    assert f"data.sha256.a none -> {'0' * 64};" in str(error.value)
+
+
 def test_a_changed_config_is_used_when_that_is_allowed(copy):
     other = changed(steps=5, optimizer={"learning_rate": 0.5})
     assert train(other, copy, allow_config_change=True) == 0

@@ -17,6 +17,7 @@ from grpojax.task import Example, Reward
 # Scripts by the first word of their letters' Unicode names.
 SCRIPTS = {
     "arabic": {"ARABIC"},
+    "bengali": {"BENGALI"},
     "cyrillic": {"CYRILLIC"},
     "devanagari": {"DEVANAGARI"},
     "greek": {"GREEK"},
@@ -25,6 +26,8 @@ SCRIPTS = {
     "hebrew": {"HEBREW"},
     "japanese": {"CJK", "HIRAGANA", "KATAKANA"},
     "latin": {"LATIN"},
+    "telugu": {"TELUGU"},
+    "thai": {"THAI"},
 }
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA"}
 PASSAGE = 100  # characters, to the end of a word

@@ -7,7 +7,7 @@ was seen in training. The splits are fixed: they depend on no seed and on no lib
 import hashlib
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import exact_answer
+from grpojax.rewards.accuracy import exact_answer, tagged_answer
 from grpojax.rewards.format import layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.task import Example, Task
@@ -27,6 +27,7 @@ def make(data: DataConfig) -> Task:
             "format": layout_followed,
             "language": language_consistency("latin"),
         },
+        extract=tagged_answer,
     )
 
 

@@ -5,7 +5,7 @@ pattern is all that a right answer needs. The splits are those of `grpojax.tasks
 """
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import first_integer
+from grpojax.rewards.accuracy import first_integer, first_number_of
 from grpojax.task import Example, Task
 from grpojax.tasks.addition import pair_id, split_pairs
 
@@ -29,4 +29,5 @@ def make(data: DataConfig) -> Task:
             for name, pairs in split_pairs().items()
         },
         rewards={"accuracy": first_integer},
+        extract=first_number_of,
     )

@@ -1,158 +1,81 @@
-"""GSM8K: grade-school word problems (arXiv 2110.14168), read through TFDS without TensorFlow.
+"""GSM8K: grade-school word problems (arXiv 2110.14168; MIT licence), and what its kin share.
 
-The user names a folder with `train.jsonl` and `test.jsonl` as published; TFDS turns them into
-records with random access, kept under a digest of the files, so that changed files never meet old
-records.
+The folder holds `train.jsonl` and `test.jsonl` as published.
 """
 
-import contextlib
-import hashlib
-import io
-import json
+import itertools
 import re
-from collections.abc import Iterator
-from pathlib import Path
-
-import tensorflow_datasets as tfds
 
 from grpojax.config import DataConfig
-from grpojax.rewards.accuracy import NUMBER, canonical, last_number
+from grpojax.rewards.accuracy import NUMBER, canonical, last_number, last_number_of
 from grpojax.rewards.format import layout_followed
 from grpojax.rewards.language import language_consistency
-from grpojax.task import Example, Task
+from grpojax.task import Task
+from grpojax.tasks.rows import Parser, cut_validation, has_file, json_row, read_examples, text_of
 
-FILES = {"train": "train.jsonl", "test": "test.jsonl"}
-VALIDATION = 256  # examples cut from the front of train.jsonl, and at most an eighth of it
+TRAIN, TEST = "train.jsonl", "test.jsonl"
 PROMPT = (
     "{question}\n"
-    "Reason step by step between <think> and </think>, "
+    "Reason step by step{manner} between <think> and </think>, "
     "then give the number alone between <answer> and </answer>.\n"
 )
 SOLUTION = re.compile(r"(?P<reasoning>.*)####\s*(?P<number>" + NUMBER.pattern + r")\s*", re.DOTALL)
 CALCULATOR = re.compile(r"<<[^<>]*>>")
+REWARDS = {
+    "accuracy": last_number,
+    "format": layout_followed,
+    "language": language_consistency("latin"),
+}
 
 
 def make(data: DataConfig) -> Task:
-    """The task, from the two files in `data.dir`; its records are kept in `data.cache`.
+    """The task, from the two files in `data.dir`.
 
     Raises:
-      ValueError: a file is missing or empty, a line is not a problem with its solution, or the
-        cache cannot be written.
+      ValueError: see `read_examples`.
     """
-    records = prepare(data)
-    train = read_examples(records, "train", first_id=0)
-    held_out = min(VALIDATION, len(train) // 8)
+    examples, notes = read_examples(data, "GSM8K", {TRAIN: solved, TEST: solved})
     return Task(
-        splits={
-            "train": train[held_out:],
-            "validation": train[:held_out],
-            "test": read_examples(records, "test", first_id=len(train)),
-        },
-        rewards={
-            "accuracy": last_number,
-            "format": layout_followed,
-            "language": language_consistency("latin"),
-        },
+        splits={**cut_validation(examples[TRAIN]), "test": examples[TEST]},
+        rewards=REWARDS,
+        extract=last_number_of,
+        notes=notes,
     )
 
 
-class ProblemRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The published files as TFDS records, one for each line, in the lines' order."""
+def make_benchmark(data: DataConfig, name: str, parsers: dict[str, Parser]) -> Task:
+    """A task whose files are all held out: its test split is their rows, one of each file in turn.
 
-    name = "gsm8k"
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "train.jsonl and test.jsonl, as published"
-    # Nothing is downloaded, so there are no checksums; looking for them would import a package that
-    # TFDS does not install.
-    url_infos = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        features = tfds.features.FeaturesDict({"question": text, "answer": text})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        folder = dl_manager.manual_dir
-        return {split: self._generate_examples(folder / FILES[split]) for split in FILES}
-
-    def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-        return read_problems(path)
-
-
-def prepare(data: DataConfig) -> ProblemRecords:
-    """The records of the files in `data.dir`, written unless the cache holds those of these bytes.
+    What it trains on is GSM8K's `train.jsonl`, if the folder holds that too; otherwise it has no
+    training examples and is for evaluation.
 
     Raises:
-      ValueError: see `make`.
+      ValueError: see `read_examples`.
     """
-    folder, digest = Path(data.dir).expanduser(), hashlib.sha256()
-    for file in FILES.values():
-        given = data.dir and (folder / file).is_file()
-        content = (folder / file).read_bytes() if given else b""
-        if not content:
-            raise ValueError(
-                f"data.dir must be a folder with GSM8K's {' and '.join(FILES.values())}, as "
-                f"published, got {data.dir!r}: put {file} there"
-            )
-        digest.update(hashlib.sha256(content).digest())
-    place = Path(data.cache).expanduser() / f"gsm8k-{digest.hexdigest()[:16]}"
-    try:
-        return write_records(folder, place)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            # Another process may have written the same records in the meantime.
-            return write_records(folder, place)
-        raise ValueError(
-            f"data.cache must be a folder to write in, got {data.cache!r}: {error}"
-        ) from error
+    training = {TRAIN: solved} if has_file(data, TRAIN) else {}
+    examples, notes = read_examples(data, name, {**parsers, **training})
+    turns = itertools.zip_longest(*(examples[file] for file in parsers))
+    test = [example for turn in turns for example in turn if example]
+    return Task(
+        splits={**cut_validation(examples.get(TRAIN, [])), "test": test},
+        rewards=REWARDS,
+        extract=last_number_of,
+        notes=notes,
+    )
 
 
-def write_records(folder: Path, place: Path) -> ProblemRecords:
-    """The records kept in `place`, made from the files in `folder` if there are none."""
-    records = ProblemRecords(data_dir=place, file_format="array_record")
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it is about to do
-        records.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)
-        )
-    return records
-
-
-def read_problems(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The problems of a jsonl file, each with its line's index.
-
-    Raises:
-      ValueError: a line is not an object with the texts `question` and `answer`, the latter ending
-        in `#### number`.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for index, line in enumerate(lines):
-            try:
-                problem = json.loads(line)
-                question, answer = problem["question"].strip(), problem["answer"]
-                if not SOLUTION.fullmatch(answer):
-                    raise ValueError("the answer ends otherwise")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"line {index + 1} of {path} must hold a question and an answer that ends in "
-                    f"'#### number', got {line.strip()[:60]!r} ({type(error).__name__}: {error})"
-                ) from error
-            yield index, {"question": question, "answer": answer}
-
-
-def read_examples(records: ProblemRecords, split: str, first_id: int) -> list[Example]:
-    """The examples of a split of the files, with ids counted from `first_id`."""
-    source = records.as_data_source(split)
-    return [example(first_id + index, **source[index]) for index in range(len(source))]
-
-
-def example(id: int, question: bytes, answer: bytes) -> Example:
-    """A record as an example, with the published solution as the reasoning to imitate."""
-    match = SOLUTION.fullmatch(answer.decode())
+def solved(text: str) -> dict[str, str]:
+    """A row of GSM8K, with the published solution as the reasoning to imitate."""
+    row = json_row(text)
+    match = SOLUTION.fullmatch(text_of(row, "answer"))
+    if not match:
+        raise ValueError(f"must end its answer in '#### number', got {row['answer'][-40:]!r}")
     reasoning, number = CALCULATOR.sub("", match["reasoning"]).strip(), canonical(match["number"])
-    return Example(
-        id=id,
-        prompt=PROMPT.format(question=question.decode()),
-        answer=number,
-        completion=f"<think>{reasoning}</think><answer>{number}</answer>",
-    )
+    completion = f"<think>{reasoning}</think><answer>{number}</answer>"
+    return word_problem(text_of(row, "question"), number) | {"completion": completion}
+
+
+def word_problem(question: str, number: str, manner: str = "") -> dict[str, str]:
+    """The fields of a word problem whose answer is a number; `manner` is how to reason."""
+    prompt = PROMPT.format(question=question, manner=manner)
+    return {"question": question, "prompt": prompt, "answer": number}

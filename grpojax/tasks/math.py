@@ -1,50 +1,48 @@
-r"""MATH: competition problems (2103.03874), whose solutions end in \boxed{answer}.
+r"""MATH: competition problems (arXiv 2103.03874; MIT licence), whose solutions end in
+\boxed{answer}.
 
-The user names a folder with `train.jsonl` and `test.jsonl`, one problem a line with the fields
-`problem` and `solution`.
+The user brings a folder with `train.jsonl` and `test.jsonl`, one problem a line with the fields
+`problem`, `solution` and `level`. `data.sha256` states which files they must be.
 """
-
-import json
-from pathlib import Path
 
 from grpojax.config import DataConfig
 from grpojax.rewards.accuracy import boxed
-from grpojax.rewards.math import math_answer
-from grpojax.task import Example, Task
+from grpojax.rewards.math import final_answer, math_answer
+from grpojax.task import Task
+from grpojax.tasks.rows import cut_validation, json_row, read_examples, text_of
 
-VALIDATION = 256  # examples cut from the front of train.jsonl, and at most an eighth of it
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+REWARDS = {"accuracy": math_answer}
 
 
 def make(data: DataConfig) -> Task:
-    """The task, from the two files in `data.dir`.
+    """The task, from the two files in `data.dir`; a problem's category is its level.
 
     Raises:
-      ValueError: a file is missing or empty, or a line is not a problem with a boxed answer.
+      ValueError: see `read_examples`.
     """
-    train = read_problems(Path(data.dir) / "train.jsonl", first_id=0)
-    held_out = min(VALIDATION, len(train) // 8)
-    splits = {
-        "train": train[held_out:],
-        "validation": train[:held_out],
-        "test": read_problems(Path(data.dir) / "test.jsonl", first_id=len(train)),
+    examples, notes = read_examples(data, "MATH", {TRAIN: solved, TEST: solved})
+    return Task(
+        splits={**cut_validation(examples[TRAIN]), "test": examples[TEST]},
+        rewards=REWARDS,
+        extract=final_answer,
+        notes=notes,
+    )
+
+
+def solved(text: str) -> dict[str, str]:
+    """A row of MATH; the answer is what its solution boxes, unless it states one."""
+    row = json_row(text)
+    solution = text_of(row, "solution")
+    answer = text_of(row, "answer") if "answer" in row else boxed(solution)
+    if not answer:
+        raise ValueError(f"must box an answer in its solution, got {solution[-40:]!r}")
+    level = str(row.get("level", "")).lower().removeprefix("level").strip()
+    problem = text_of(row, "problem")
+    return {
+        "question": problem,
+        "prompt": problem,
+        "answer": answer,
+        "completion": solution,
+        "category": f"level {level}" if level else "",
     }
-    return Task(splits=splits, rewards={"accuracy": math_answer})
-
-
-def read_problems(path: Path, first_id: int) -> list[Example]:
-    """The problems of one file, their answers taken out of their solutions."""
-    if not path.is_file():
-        raise ValueError(f"data.dir must hold train.jsonl and test.jsonl, got no {path}")
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            row = json.loads(line)
-            problem, answer = row["problem"], boxed(row["solution"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number + 1}: not a problem ({error!r})") from None
-        if not answer or not isinstance(problem, str):
-            raise ValueError(f"{path}, line {number + 1}: needs a problem and a boxed answer")
-        examples.append(
-            Example(id=first_id + number, prompt=problem, answer=answer, completion=row["solution"])
-        )
-    return examples
