@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grpojax.arguments import (
-    HELP,
     DataArguments,
     DoctorArguments,
     EvaluateArguments,
@@ -21,11 +20,11 @@ from grpojax.arguments import (
     SFTArguments,
     TrainArguments,
     make_importable,
-    parse,
     parse_with_config,
 )
 from grpojax.checks import require
 from grpojax.names import nearest
+from grpojax.parsing import HELP, parse
 
 
 def main(argv: list[str] | None = None) -> int:

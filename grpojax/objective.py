@@ -89,10 +89,10 @@ class GRPOConfig:
         )
         for name in ("beta", "router_weight", "entropy_weight", "overlong_penalty"):
             value = getattr(self, name)
-            require(value >= 0, f"{name} must be 0 or more, got {value}")
+            require(value >= 0, f"{name} must be 0 or more (it is a weight), got {value}")
         require(
             0 < self.clip_low <= 1,
-            f"clip_low must be above 0 and at most 1 (which never binds), got {self.clip_low}",
+            f"clip_low must be above 0 and at most 1 (it never binds), got {self.clip_low}",
         )
         require_positive(self, "prompts_per_step", "clip_high", "std_epsilon", "epochs_per_batch")
         require_positive(self, "minibatches", "microbatches", "reference_every", "max_draws")

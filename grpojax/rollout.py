@@ -67,7 +67,8 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
         laps: Laps,
         meanwhile: Callable[[Completions], None],
     ) -> Rollout:
-        again = np.ones(len(examples), bool)
+        again, redrawn = np.ones(len(examples), bool), 0
+        completions = judged = None
         for attempt in range(grpo.max_draws):
             key = stream_key(config.seed, "redraw" if attempt else "train", step)
             key = jax.random.fold_in(key, attempt) if attempt else key
@@ -75,8 +76,6 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
             if attempt:
                 redrawn += int(again.sum())
                 drawn = take_groups(again, drawn, completions)
-            else:
-                redrawn = 0
             completions = drawn
             tokens, mask = jax.device_get((drawn.tokens, drawn.mask))  # wait: the sampler
             laps.end("time/sample")

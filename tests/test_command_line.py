@@ -69,9 +69,9 @@ WRONG = [
     ("G", [*TINY, "--grpo.group-size", "1"], "no relative advantage), got 1"),
     ("B", [*TINY, "--grpo.minibatches", "3"], "prompts_per_step=4 must divide by"),
     ("B in parts", [*TINY, "--grpo.microbatches", "8"], "microbatches = 8; try 8"),
-    ("beta", [*TINY, "--grpo.beta", "-0.1"], "(it weighs a penalty), got -0.1"),
+    ("beta", [*TINY, "--grpo.beta", "-0.1"], "beta must be 0 or more (it is a weight), got -0.1"),
     ("beta nan", [*TINY, "--grpo.beta", "nan"], "got nan"),
-    ("clip_low", [*TINY, "--grpo.clip-low", "0"], "clip_low must be above 0 and at most 1, got 0"),
+    ("clip_low", [*TINY, "--grpo.clip-low", "0"], "and at most 1 (it never binds), got 0"),
     ("choice", [*TINY, "--grpo.reduction", "mean"], "must be one of 'sequence_mean', 'tok"),
     ("schedule", [*TINY, "--optimizer.schedule", "step"], "got 'step'"),
     ("temperature", [*TINY, "--sampling.temperature", "0"], "temperature must be above 0, got 0"),
@@ -192,7 +192,7 @@ def test_help_shows_type_meaning_and_the_config_files_own_default(capsys):
     assert entries["--steps"] == ("INT", "batches of prompts sampled (default: 7)")
     assert entries["--model.embed-dim"] == ("INT", "D, width (default: 8)")
     assert entries["--grpo.beta"][0] == "FLOAT"
-    assert entries["--grpo.reduction"][0] == "{sequence_mean,token_mean,constant}"
+    assert entries["--grpo.reduction"][0].startswith("{sequence_mean,token_mean,constant,")
     assert entries["--workdir"][1].endswith("(default: runs/tiny)")
     kind, meaning = entries["--rewards"]
     assert kind == "NAME WEIGHT ..." and meaning.endswith("(default: accuracy 0.75)")
