@@ -86,14 +86,10 @@ DERIVED = {
 def report_memory(path: Path) -> None:
     """Compiles and measures, prints tables and writes them to `path`."""
     # Imported here because listing and waiting need no jax.
-    import jax
-
     from experiments import peak_memory, step_memory
     from grpojax.config import MeshConfig
     from grpojax.sharding import make_mesh
 
-    # A program from the cache says nothing of its memory.
-    jax.config.update("jax_enable_compilation_cache", False)
     mesh, measure = make_mesh(MeshConfig()), step_memory.compiled_once()
     results = {"compiled": [], "measured": []}
     for shape, config in step_memory.configs():

@@ -151,16 +151,27 @@ def compiled_bytes(lowered: Any) -> Bytes:
 def step_memory(
     config: Config, mesh: Mesh, measure: Callable[[Any], Bytes] = compiled_bytes
 ) -> dict[str, Any]:
-    """Bytes of a step of `config`: of what lives through it, of each of its programs, at its peak.
+    """What `held` says, and bytes of the activations, of each program and of the whole at its peak.
 
-    Of the gradients and activations of policy and critic the larger is given: they take turns.
+    Of the activations of policy and critic the larger is given: they take turns.
     """
     with use_mesh(mesh):
-        state, batch, values = abstract_step(config, mesh)
         programs = {name: measure(each) for name, each in step_programs(config, mesh).items()}
     activations = [programs.pop(name)["temp"] for name in [*programs] if "activations" in name]
+    found = held(config, mesh)
+    return found | {
+        "activations": max(activations),
+        "programs": programs,
+        "peak": peak_of(found["resident"], programs),
+    }
+
+
+def held(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """How many parameters a run trains, bytes of what lives through a step, and of the gradients of
+    policy or critic, whichever are larger: they take turns."""
+    state, batch, values = abstract_step(config, mesh)
     learners = [state, *([state.critic] if state.critic else [])]
-    parts = {
+    resident = {
         "parameters": sum(bytes_of(x.params) for x in learners),
         "optimizer": sum(bytes_of(x.opt_state) for x in learners),
         "reference": bytes_of(state.ref_params),
@@ -168,11 +179,8 @@ def step_memory(
     }
     return {
         "trained": sum(x.size for y in learners for x in jax.tree.leaves(y.params)),
-        "resident": parts,
+        "resident": resident,
         "gradients": max(bytes_of(x.params) for x in learners),
-        "activations": max(activations),
-        "programs": programs,
-        "peak": peak_of(parts, programs),
     }
 
 
