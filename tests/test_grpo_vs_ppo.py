@@ -1,6 +1,8 @@
 """The cells of GRPO against PPO, and what is made of their metrics."""
 
 import dataclasses
+import importlib.machinery
+import json
 
 import pytest
 
@@ -10,6 +12,8 @@ from experiments.grpo_vs_ppo_memory import (
     gain_per_minute,
     median_step_time,
 )
+from grpojax.experiment import main
+from grpojax.metrics import MetricsWriter
 
 LINES = [
     {"step": 0, "test/sampled_accuracy": 0.25},
@@ -35,3 +39,29 @@ def test_gains_are_by_step_and_by_the_median_time_of_steps_after_the_first():
     # 0.25 gained in 4 steps, which take 16 seconds.
     assert gain_per_100_steps(LINES) == pytest.approx(6.25)
     assert gain_per_minute(LINES) == pytest.approx(0.9375)
+
+
+def test_what_is_derived_of_a_run_is_compared_as_its_metrics_are(tmp_path, capsys):
+    compared = [dataclasses.replace(each, before=None) for each in cells()[:2]]
+    steps = compared[0].config.steps
+    for each, seconds in zip(compared, (2.0, 5.0)):
+        folder = tmp_path / "runs" / each.name
+        with MetricsWriter(folder, 0, tensorboard=False) as writer:
+            writer.write(2, {"step_time": seconds})
+            writer.write(steps, {"test/accuracy": 0.5})
+        about = {"config": dataclasses.asdict(each.config), "commit": "abc"}
+        (folder / "config.json").write_text(json.dumps(about))
+    spec = importlib.machinery.ModuleSpec("small", None, origin=str(tmp_path / "small.py"))
+    code = main(
+        compared,
+        spec,
+        metrics=("test/accuracy",),
+        derived={"seconds": median_step_time},
+        baseline={"algorithm": "grpo"},
+        argv=["--summarize", "--workdir", str(tmp_path / "runs")],
+    )
+    assert code == 0
+    assert "| ppo | 0.500 | +0.000 | 5.000 | +3.000 |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "small.json").read_text())
+    assert written["metrics"] == ["test/accuracy", "seconds"]
+    assert written["cells"][1]["last"] == {"test/accuracy": 0.5, "seconds": 5.0}
