@@ -72,8 +72,8 @@ def abstract_step(config: Config, mesh: Mesh) -> tuple[TrainState, GroupBatch, V
 
 
 def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """The programs of one step, lowered; and of one microbatch the gradients alone, whose
-    temporaries are the activations.
+    """The programs of one step, lowered; and the gradients alone, of one microbatch and of one
+    twice as large.
 
     Left out is the weigher, which holds nothing but numbers of the batch.
     """
@@ -95,11 +95,13 @@ def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
         return batch_loss(policy, params, {}, part, grpo, temperature)[0]
 
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    part = microbatch(batch, grpo.microbatches)
+    rows = grpo.prompts_per_step // grpo.microbatches
+    gradients = jax.jit(jax.grad(policy_loss))
     lowered = {
         "sample": sampler.lower(state.params, prompts, key),
         "update": update.lower(state, {}, batch),
-        "activations": jax.jit(jax.grad(policy_loss)).lower(state.params, part),
+        "gradients": gradients.lower(state.params, with_rows(batch, rows)),
+        "gradients of twice": gradients.lower(state.params, with_rows(batch, 2 * rows)),
     }
     if grpo.beta > 0:
         scorer = make_scorer(policy, temperature=temperature)
@@ -123,20 +125,19 @@ def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
         losses, _ = losses_of(found, part.old_values, part.returns, part.weights != 0)
         return (part.weights * losses).sum()
 
-    part = microbatch(values, grpo.microbatches)
+    gradients = jax.jit(jax.grad(critic_loss))
     return lowered | {
         "value": make_valuer(model).lower(critic.params, prompts, tokens),
         "update critic": update_critic.lower(critic, {}, values),
-        "critic activations": jax.jit(jax.grad(critic_loss)).lower(critic.params, part),
+        "critic gradients": gradients.lower(critic.params, with_rows(values, rows)),
+        "critic gradients of twice": gradients.lower(critic.params, with_rows(values, 2 * rows)),
     }
 
 
-def microbatch(batch: Any, microbatches: int) -> Any:
-    """The shapes of one microbatch."""
+def with_rows(batch: Any, rows: int) -> Any:
+    """The shapes of a batch of as many prompts."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            (x.shape[0] // microbatches, *x.shape[1:]), x.dtype, sharding=x.sharding
-        ),
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding),
         batch,
     )
 
@@ -153,11 +154,16 @@ def step_memory(
 ) -> dict[str, Any]:
     """What `held` says, and bytes of the activations, of each program and of the whole at its peak.
 
-    Of the activations of policy and critic the larger is given: they take turns.
+    Activations are what the prompts of a second microbatch add to the temporaries of the
+    gradients, which leaves out copies of parameters. Of policy and critic the larger is given: they
+    take turns.
     """
     with use_mesh(mesh):
         programs = {name: measure(each) for name, each in step_programs(config, mesh).items()}
-    activations = [programs.pop(name)["temp"] for name in [*programs] if "activations" in name]
+    activations = []
+    for name in ("gradients", "critic gradients") if "value" in programs else ("gradients",):
+        twice, once = (programs.pop(each)["temp"] for each in (f"{name} of twice", name))
+        activations.append(twice - once)
     found = held(config, mesh)
     return found | {
         "activations": max(activations),
