@@ -72,8 +72,8 @@ def abstract_step(config: Config, mesh: Mesh) -> tuple[TrainState, GroupBatch, V
 
 
 def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """The programs of one step, lowered; and the gradients alone, of one microbatch and of one
-    twice as large.
+    """The programs of one step, lowered; and the gradients alone, of two microbatches at once
+    and of four.
 
     Left out is the weigher, which holds nothing but numbers of the batch.
     """
@@ -100,8 +100,8 @@ def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
     lowered = {
         "sample": sampler.lower(state.params, prompts, key),
         "update": update.lower(state, {}, batch),
-        "gradients": gradients.lower(state.params, with_rows(batch, rows)),
-        "gradients of twice": gradients.lower(state.params, with_rows(batch, 2 * rows)),
+        "gradients of 2": gradients.lower(state.params, with_rows(batch, 2 * rows)),
+        "gradients of 4": gradients.lower(state.params, with_rows(batch, 4 * rows)),
     }
     if grpo.beta > 0:
         scorer = make_scorer(policy, temperature=temperature)
@@ -129,8 +129,8 @@ def step_programs(config: Config, mesh: Mesh) -> dict[str, Any]:
     return lowered | {
         "value": make_valuer(model).lower(critic.params, prompts, tokens),
         "update critic": update_critic.lower(critic, {}, values),
-        "critic gradients": gradients.lower(critic.params, with_rows(values, rows)),
-        "critic gradients of twice": gradients.lower(critic.params, with_rows(values, 2 * rows)),
+        "critic gradients of 2": gradients.lower(critic.params, with_rows(values, 2 * rows)),
+        "critic gradients of 4": gradients.lower(critic.params, with_rows(values, 4 * rows)),
     }
 
 
@@ -154,16 +154,16 @@ def step_memory(
 ) -> dict[str, Any]:
     """What `held` says, and bytes of the activations, of each program and of the whole at its peak.
 
-    Activations are what the prompts of a second microbatch add to the temporaries of the
-    gradients, which leaves out copies of parameters. Of policy and critic the larger is given: they
-    take turns.
+    Activations are what a microbatch adds to the temporaries of the gradients, where two are already
+    in one: copies of parameters stay the same. Of policy and critic the larger is given: they take
+    turns.
     """
     with use_mesh(mesh):
         programs = {name: measure(each) for name, each in step_programs(config, mesh).items()}
     activations = []
     for name in ("gradients", "critic gradients") if "value" in programs else ("gradients",):
-        twice, once = (programs.pop(each)["temp"] for each in (f"{name} of twice", name))
-        activations.append(twice - once)
+        two, four = (programs.pop(f"{name} of {n}")["temp"] for n in (2, 4))
+        activations.append((four - two) // 2)
     found = held(config, mesh)
     return found | {
         "activations": max(activations),
