@@ -154,9 +154,9 @@ def step_memory(
 ) -> dict[str, Any]:
     """What `held` says, and bytes of the activations, of each program and of the whole at its peak.
 
-    Activations are what a microbatch adds to the temporaries of the gradients, where two are already
-    in one: copies of parameters stay the same. Of policy and critic the larger is given: they take
-    turns.
+    Activations are what a microbatch adds to the temporaries of the gradients, where two are
+    already in one: copies of parameters stay the same. Of policy and critic the larger is given:
+    they take turns.
     """
     with use_mesh(mesh):
         programs = {name: measure(each) for name, each in step_programs(config, mesh).items()}
