@@ -3,9 +3,9 @@
 The staged recipe of R1 (arXiv 2501.12948) on the toy world of `r1_world.py`: a cold start on few
 demonstrations; RL on reasoning; rejection sampling from that policy; a supervised stage, from the
 base again, on what was kept and on general data; RL over all prompts with mixed rewards (eq. 8 to
-10). A fixed rule stands for the reward model of preferences. The base is trained here first, on text
-that mixes languages and has tags on one page in eight, as a random network would never find the
-layout by chance.
+10). A fixed rule stands for the reward model of preferences. The base is trained here first, on
+text that mixes languages and has tags on one page in eight, as a random network would never find
+the layout by chance.
 
 Three arms: `language`; `plain`, which is the same without the language reward of eq. 7; and `zero`,
 R1-Zero, which leaves out all stages but RL on the base. The filter of the rejection sampling is the
@@ -28,7 +28,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.r1_world import HELD_OUT
+from experiments.r1_numbers import measure_stages, stage_table, summarize
+from experiments.r1_world import HELD_OUT, KEPT
 from grpojax.checks import require
 from grpojax.config import (
     CheckpointConfig,
@@ -45,7 +46,7 @@ from grpojax.experiment import STOPPED, locked, made_with, wait_for
 from grpojax.presets import r1
 from grpojax.signals import stop_requested
 
-SUPERVISED = {"base": (150, 1e-3), "cold_start": (30, 3e-4), "sft": (400, 1e-3)}  # steps, rate
+SUPERVISED = {"base": (200, 1e-3), "cold_start": (30, 3e-4), "sft": (250, 1e-3)}  # steps, rate
 RL = {"reasoning_rl": 120, "all_rl": 80}  # steps
 ARMS = {
     "language": ("base", "cold_start", "reasoning_rl", "rejection", "sft", "all_rl"),
@@ -76,9 +77,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("--stage needs --arm")
         return run_stage(arguments.stage, arm, seed, workdir)
     if arguments.summarize:
-        from experiments.r1_numbers import summarize
-
-        summarize(workdir, ARMS, SEEDS, Path(__file__).with_suffix(".json"))
+        folders = {arm: {seed: arm_folder(arm, seed, workdir) for seed in SEEDS} for arm in ARMS}
+        summarize(folders, Path(__file__).with_suffix(".json"))
         return 0
     wanted = [(s, a) for s in SEEDS for a in ARMS] if arguments.all else [(seed, arm)]
     for seed, arm in wanted:
@@ -104,15 +104,20 @@ def run_arm(arm: str, seed: int, workdir: Path) -> int:
                 print(f"failed: seed {seed}, {arm}: {stage} (exit code {code})")
                 return code or 1
             print(f"--- {stage} took {time.monotonic() - begun:.0f} s", flush=True)
-    from experiments.r1_numbers import show
-
-    show(f"seed {seed}, {arm}", folder_of("held_out", arm, seed, workdir) / "numbers.json")
+    numbers = json.loads((arm_folder(arm, seed, workdir) / "numbers.json").read_text())
+    print(f"seed {seed}, {arm}: held out, ± standard errors over problems\n")
+    print(stage_table(numbers["stages"]), flush=True)
     return 0
+
+
+def arm_folder(arm: str, seed: int, workdir: Path) -> Path:
+    """Where the stages of an arm and `numbers.json` are."""
+    return workdir / f"seed={seed}" / arm
 
 
 def folder_of(stage: str, arm: str, seed: int, workdir: Path) -> Path:
     """The run directory of a stage."""
-    return workdir / f"seed={seed}" / ("shared" if stage in SHARED else arm) / stage
+    return arm_folder("shared" if stage in SHARED else arm, seed, workdir) / stage
 
 
 def before(stage: str, arm: str) -> str:
@@ -123,16 +128,11 @@ def before(stage: str, arm: str) -> str:
     return stages[stages.index(stage) - 1] if stages.index(stage) else ""
 
 
-def trained_stages(arm: str) -> list[str]:
-    """The stages of an arm that have parameters."""
-    return [stage for stage in ARMS[arm] if stage != "rejection"]
-
-
 def is_done(stage: str, arm: str, seed: int, workdir: Path) -> bool:
     """Whether a stage has come to its end, made of what the stages before it have now."""
     folder = folder_of(stage, arm, seed, workdir)
     if stage == "held_out":
-        return (folder / "numbers.json").exists()
+        return (arm_folder(arm, seed, workdir) / "numbers.json").exists()
     if stage == "rejection":
         return (folder / "provenance.json").exists()
     steps = RL[stage] if stage in RL else SUPERVISED[stage][0]
@@ -146,7 +146,6 @@ def run_stage(stage: str, arm: str, seed: int, workdir: Path) -> int:
     # Imported here because waiting for a stage needs no jax.
     import jax
 
-    from experiments.r1_numbers import measure_stages
     from experiments.r1_rejection import reject
     from grpojax.sft import sft
     from grpojax.train import train
@@ -160,8 +159,9 @@ def run_stage(stage: str, arm: str, seed: int, workdir: Path) -> int:
             reject(folder_of("reasoning_rl", arm, seed, workdir), folder, **REJECTION)
             return 0
         if stage == "held_out":
-            stages = trained_stages(arm)
-            measure_stages({s: folder_of(s, arm, seed, workdir) for s in stages}, folder)
+            runs = {s: folder_of(s, arm, seed, workdir) for s in ARMS[arm] if s != "rejection"}
+            path = arm_folder(arm, seed, workdir) / "numbers.json"
+            measure_stages(runs, path, sum(HELD_OUT["test"]))
             return 0
         config = stage_config(stage, arm, seed, workdir)
         return sft(config, folder) if stage in SUPERVISED else train(config, folder)
@@ -198,11 +198,9 @@ def stage_config(stage: str, arm: str, seed: int, workdir: Path) -> Config:
             prompt_length=8, completion_length=32, temperature=0.7 if stage == "all_rl" else 1.0
         ),
         # Toy size: one update a step, of smaller groups than the paper's 16.
-        grpo=dataclasses.replace(
-            objective.grpo, prompts_per_step=32, group_size=8, minibatches=1
-        ),
+        grpo=dataclasses.replace(objective.grpo, prompts_per_step=32, group_size=8, minibatches=1),
         optimizer=OptimizerConfig(
-            learning_rate=3e-4, schedule="linear", warmup_updates=5, adam_b2=0.99
+            learning_rate=1e-4, schedule="linear", warmup_updates=5, adam_b2=0.99
         ),
         data=kept_data(rejection) if stage == "sft" else DataConfig(),
         evaluation=EvaluationConfig(every=0, examples=64),
@@ -219,10 +217,12 @@ def stage_config(stage: str, arm: str, seed: int, workdir: Path) -> Config:
 
 
 def rewards_of(stage: str, arm: str) -> dict[str, float]:
-    """The rewards of a stage of RL, all of one weight as in the paper."""
+    """The rewards of a stage, all of one weight as in the paper; supervised ones read none."""
     # Reasoning prompts: accuracy + format; general ones: general + format (eq. 8 to 10).
     names = ["reasoning", "general", "format"] if stage == "all_rl" else ["accuracy", "format"]
-    return dict.fromkeys([*names, "language"] if arm == "language" else names, 1.0)
+    if stage in RL and arm == "language":
+        names.append("language")
+    return dict.fromkeys(names, 1.0)
 
 
 def kept_data(folder: Path) -> DataConfig:
@@ -230,7 +230,7 @@ def kept_data(folder: Path) -> DataConfig:
     path = folder / "provenance.json"
     require(path.exists(), f"{folder} must hold what rejection sampling kept; run that stage first")
     digest = json.loads(path.read_text())["sha256"]
-    return DataConfig(dir=str(folder), cache=str(folder / "records"), sha256={"kept.jsonl": digest})
+    return DataConfig(dir=str(folder), cache=str(folder / "records"), sha256={KEPT: digest})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rejection sampling: completions of a policy that are good enough to be imitated, and their origin.
+"""Rejection sampling: completions of a policy that are good enough to imitate, and their origin.
 
 As DeepSeek-R1 (arXiv 2501.12948) takes its second supervised data from the policy of its first RL:
 the correct ones, without mixed languages and without repetition. `kept.jsonl` has a row for each
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.r1_world import KEPT
-from grpojax.evaluate import evaluate_runs, write_answers
+from grpojax.checks import require
+from grpojax.evaluate import Evaluation, evaluate_runs, write_answers
 from grpojax.metrics import replace
 from grpojax.rewards.accuracy import exact_answer
-from grpojax.rewards.format import layout_followed
+from grpojax.rewards.format import TAG, layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.rewards.repetition import repetition_penalty
 from grpojax.run import git_commit
@@ -29,39 +30,47 @@ RULES = {
     "not laid out": (layout_followed, 1.0),
     "mixed languages": (language_consistency("latin"), 1.0),
     "repetition": (repetition_penalty(words=2), 0.0),
+    "unreadable": (lambda _, completion: readable(completion), True),
 }
 
 
 def reject(workdir: Path, folder: Path, *, prompts: int, samples: int, most: int) -> None:
-    """Samples the newest checkpoint of the run in `workdir` and writes what is kept into `folder`.
-
-    Every file is written whole or not at all, and the provenance last: with it the work is done.
-
-    Args:
-      workdir: a run whose training problems have categories.
-      folder: where to.
-      prompts: training problems that are asked, from the first.
-      samples: completions drawn of each.
-      most: completions kept of one problem at most.
+    """Samples the newest checkpoint of the run in `workdir`, `samples` completions of each of its
+    first `prompts` training problems, and writes what is kept into `folder` as `write_kept` does.
     """
     (found,) = evaluate_runs(
         [workdir], steps=(), split="train", samples=samples, k=(), examples=prompts
     )
+    counts = write_kept(found, folder, most)
+    print(f"{folder}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
+
+
+def write_kept(found: Evaluation, folder: Path, most: int) -> dict[str, int]:
+    """Writes the three files, and returns how many completions were kept and dropped, by reason.
+
+    Each file is written whole or not at all, and the provenance last: with it the work is done. Of
+    one problem at most `most` completions are kept.
+
+    Raises:
+      ValueError: none is kept.
+    """
     drawn = [(one.example, [answer.text for answer in one.sampled]) for one in found.answered]
     rows, counts = keep(drawn, most)
+    require(bool(rows), f"some completion of {found.workdir} must be worth keeping, got {counts}")
     folder.mkdir(parents=True, exist_ok=True)
     write_answers(folder / "answers.jsonl", "train", [found])
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     replace(folder / KEPT, content)
     about = {
-        "source": source_of(workdir) | {"step": found.step},
-        "drawn": {"split": "train", "prompts": len(drawn), "samples": samples, "most_kept": most},
+        "source": source_of(found.workdir) | {"step": found.step},
+        "drawn": {"split": "train", "problems": len(drawn), "completions": sum(counts.values())},
+        "most_kept": most,
         "counts": counts,
         "sha256": hashlib.sha256(content).hexdigest(),
         "commit": git_commit(),
     }
     replace(folder / "provenance.json", (json.dumps(about, indent=2) + "\n").encode())
-    print(f"{folder}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
+    return counts
 
 
 def keep(
@@ -98,6 +107,12 @@ def fault(example: Example, completion: str) -> str:
     """The first of `RULES` that a completion breaks; empty if it breaks none."""
     broken = (name for name, (rule, wanted) in RULES.items() if rule(example, completion) != wanted)
     return next(broken, "")
+
+
+def readable(completion: str) -> bool:
+    """Whether the text encodes to tokens again: padding and the unknown, which a policy may sample
+    too, do not."""
+    return not {"<", "\N{REPLACEMENT CHARACTER}"} & set(TAG.sub("", completion))
 
 
 def source_of(workdir: Path) -> dict[str, str]:

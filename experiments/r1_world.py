@@ -101,7 +101,9 @@ def general_reward(example: Example, completion: str) -> float:
 def sums(split: str) -> list[Example]:
     """The sums of a split, worked digit by digit."""
     pairs = split_pairs()[split]
-    return [solved_sum(*pair) for pair in pairs[: HELD_OUT[split][0] if split in HELD_OUT else None]]
+    return [
+        solved_sum(*pair) for pair in pairs[: HELD_OUT[split][0] if split in HELD_OUT else None]
+    ]
 
 
 def reversals(split: str) -> list[Example]:

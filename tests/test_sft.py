@@ -99,6 +99,15 @@ def test_a_finished_stage_says_so_and_trains_no_more(reached, capsys):
     assert (reached / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_stage_that_wants_no_accuracy_makes_all_its_steps_and_ends_well(tmp_path):
+    config = config_of(until_accuracy=0.0, max_steps=2, check_every=1)
+    assert sft(config, tmp_path) == 0
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert sft(config, tmp_path) == 0
+    assert read_metrics(tmp_path) == lines
+
+
 def test_an_interrupted_stage_goes_on_to_the_same_end(reached, tmp_path):
     # A check judges 20 completions: this is in the middle of the third.
     interrupt_in.extend([0] + [1] * 47)
