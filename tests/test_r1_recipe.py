@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments.r1_numbers import COLUMNS, compare_arms, summarize
-from experiments.r1_recipe import folder_of, is_done, stage_config
+from experiments.r1_recipe import folder_of, is_done, main, stage_config
 from experiments.r1_rejection import fault, keep, write_kept
 from experiments.r1_world import (
     general_reward,
@@ -189,20 +189,35 @@ def test_a_stage_is_done_with_its_last_checkpoint_and_its_own_config(workdir):
     assert not is_done("rejection", "plain", 0, workdir)
 
 
+def test_an_arm_that_is_done_is_shown_and_not_run_again(tmp_path, capsys):
+    for stage, last in (("base", "200"), ("reasoning_rl", "120")):
+        folder = folder_of(stage, "zero", 1, tmp_path)
+        (folder / "checkpoints" / last).mkdir(parents=True)
+        config = dataclasses.asdict(stage_config(stage, "zero", 1, tmp_path))
+        (folder / "config.json").write_text(json.dumps({"config": config}))
+    stages = {"base": dict.fromkeys(COLUMNS, (0.5, 0.125))}
+    path = tmp_path / "seed=1" / "zero" / "numbers.json"
+    path.write_text(json.dumps({"commit": "abc", "stages": stages}))
+    assert main(["--seed", "1", "--arm", "zero", "--workdir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "seed 1, zero: held out, ± standard errors over problems"
+    assert said[-1] == f"| base |{' 0.500 ± 0.125 |' * len(COLUMNS)}"
+
+
 def test_arms_are_compared_within_a_seed_with_both_kinds_of_error():
     def stages(value: float, error: float) -> dict:
         return {"all_rl": dict.fromkeys(COLUMNS, (value, error))}
 
     found = {
         "language": {0: stages(0.75, 0.3), 1: stages(0.5, 0.0), 2: stages(9.0, 9.0)},
-        "plain": {0: stages(0.5, 0.4), 1: stages(0.25, 0.0)},
-        "zero": {},
+        "plain": {0: stages(0.5, 0.4), 1: stages(0.25, 0.0), 3: stages(9.0, 9.0)},
+        "zero": {0: stages(0.5, 0.4), 1: stages(0.25, 0.0)},
     }
     results = compare_arms(found)
     one = results["differences"]["all_rl"]["language"]
     assert one["interval"] == (0.25, 0.0, 2)
     assert one["error"] == pytest.approx(0.25)  # √(0.3² + 0.4²) / 2
-    mean, half, n = results["means"]["plain"]["all_rl"]["language"]
+    mean, half, n = results["means"]["zero"]["all_rl"]["language"]
     assert (mean, n) == (0.375, 2)
     assert half == pytest.approx(12.706205 * 0.125, rel=1e-6)  # t(0.975, 1) s / √2
 

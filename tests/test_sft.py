@@ -22,7 +22,7 @@ from grpojax.sft import sft
 from grpojax.task import Example, Task
 from grpojax.tokenizer import load_tokenizer
 
-interrupt_in: list[int] = []  # the next call of the reward but so many is Ctrl-C
+interrupt_in: list[int] = []  # the next completion that is read but so many is Ctrl-C
 
 
 def last_digits(data) -> Task:
@@ -32,13 +32,18 @@ def last_digits(data) -> Task:
         for i in range(300)
     ]
     splits = {"train": examples[:260], "validation": examples[260:280], "test": examples[280:]}
-    return Task(splits=splits, rewards={"accuracy": starts_right})
+    return Task(splits=splits, rewards={"accuracy": starts_right}, extract=first_character)
 
 
 def starts_right(example, completion):
+    return float(completion.startswith(example.answer))
+
+
+def first_character(completion):
+    """Read in the main thread, where rewards are not called."""
     if interrupt_in and not interrupt_in.pop():
         raise KeyboardInterrupt
-    return float(completion.startswith(example.answer))
+    return completion[:1]
 
 
 CLIP = 100.0  # above any gradient here, so that the optimizer sees it as it is
