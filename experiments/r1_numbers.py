@@ -1,5 +1,6 @@
 """Held-out numbers of R1's recipe: the stages of an arm side by side, and the arms over seeds."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ SAMPLES = 4  # of each problem
 
 def measure_stages(runs: Mapping[str, Path], path: Path, problems: int) -> None:
     """Measures the newest checkpoint of each run, by stage, on the first `problems` of the test
-    split with the same draws, and writes `path`: `COLUMNS` of each stage."""
+    split with the same draws, and writes `path`: where they came from, and `COLUMNS` of each."""
     # Imported here because showing what was measured needs no jax.
     from grpojax.estimates import standard_error
     from grpojax.evaluate import evaluate_runs
@@ -48,8 +49,17 @@ def measure_stages(runs: Mapping[str, Path], path: Path, problems: int) -> None:
         measures = {column: by_kind[kind][name] for column, (kind, name) in COLUMNS.items()}
         stages[stage] = {name: (m.value, standard_error(m)) for name, m in measures.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"commit": git_commit(), "stages": to_nulls(stages)}
+    sources = {stage: source_of(workdir) for stage, workdir in runs.items()}
+    about = {"commit": git_commit(), "sources": sources, "stages": to_nulls(stages)}
     replace(path, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def source_of(workdir: Path) -> dict[str, str]:
+    """Which run it is: its folder, the digest of its config, the commit it was made with."""
+    about = json.loads((workdir / "config.json").read_text())
+    config = json.dumps(about["config"], sort_keys=True).encode()
+    digest = hashlib.sha256(config).hexdigest()
+    return {"run": str(workdir), "config_sha256": digest, "commit": about["commit"]}
 
 
 def as_table(head: str, rows: Mapping[str, Mapping[str, str]]) -> str:

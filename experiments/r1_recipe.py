@@ -27,8 +27,9 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from experiments.r1_numbers import measure_stages, stage_table, summarize
+from experiments.r1_numbers import measure_stages, source_of, stage_table, summarize
 from experiments.r1_world import HELD_OUT, KEPT
 from grpojax.checks import require
 from grpojax.config import (
@@ -47,7 +48,7 @@ from grpojax.presets import r1
 from grpojax.signals import stop_requested
 
 SUPERVISED = {"base": (200, 1e-3), "cold_start": (30, 3e-4), "sft": (250, 1e-3)}  # steps, rate
-RL = {"reasoning_rl": 120, "all_rl": 80}  # steps
+RL = {"reasoning_rl": 120, "all_rl": 50}  # steps
 ARMS = {
     "language": ("base", "cold_start", "reasoning_rl", "rejection", "sft", "all_rl"),
     "plain": ("base", "cold_start", "reasoning_rl", "rejection", "sft", "all_rl"),
@@ -104,9 +105,8 @@ def run_arm(arm: str, seed: int, workdir: Path) -> int:
                 print(f"failed: seed {seed}, {arm}: {stage} (exit code {code})")
                 return code or 1
             print(f"--- {stage} took {time.monotonic() - begun:.0f} s", flush=True)
-    numbers = json.loads((arm_folder(arm, seed, workdir) / "numbers.json").read_text())
     print(f"seed {seed}, {arm}: held out, ± standard errors over problems\n")
-    print(stage_table(numbers["stages"]), flush=True)
+    print(stage_table(recorded(numbers_of(arm, seed, workdir), "stages")), flush=True)
     return 0
 
 
@@ -118,6 +118,21 @@ def arm_folder(arm: str, seed: int, workdir: Path) -> Path:
 def folder_of(stage: str, arm: str, seed: int, workdir: Path) -> Path:
     """The run directory of a stage."""
     return arm_folder("shared" if stage in SHARED else arm, seed, workdir) / stage
+
+
+def numbers_of(arm: str, seed: int, workdir: Path) -> Path:
+    """The file of an arm's held-out numbers."""
+    return arm_folder(arm, seed, workdir) / "numbers.json"
+
+
+def trained(arm: str, seed: int, workdir: Path) -> dict[str, Path]:
+    """The run directories of an arm, by stage; rejection sampling has none."""
+    return {s: folder_of(s, arm, seed, workdir) for s in ARMS[arm] if s != "rejection"}
+
+
+def recorded(path: Path, key: str) -> Any:
+    """What a JSON file has under `key`; None without the file."""
+    return json.loads(path.read_text())[key] if path.exists() else None
 
 
 def before(stage: str, arm: str) -> str:
@@ -132,9 +147,12 @@ def is_done(stage: str, arm: str, seed: int, workdir: Path) -> bool:
     """Whether a stage has come to its end, made of what the stages before it have now."""
     folder = folder_of(stage, arm, seed, workdir)
     if stage == "held_out":
-        return (arm_folder(arm, seed, workdir) / "numbers.json").exists()
+        return recorded(numbers_of(arm, seed, workdir), "sources") == {
+            name: source_of(run) for name, run in trained(arm, seed, workdir).items()
+        }
     if stage == "rejection":
-        return (folder / "provenance.json").exists()
+        source = recorded(folder / "provenance.json", "source")
+        return source is not None and source_of(Path(source["run"])).items() <= source.items()
     steps = RL[stage] if stage in RL else SUPERVISED[stage][0]
     if not (folder / "checkpoints" / str(steps)).is_dir():
         return False
@@ -159,9 +177,8 @@ def run_stage(stage: str, arm: str, seed: int, workdir: Path) -> int:
             reject(folder_of("reasoning_rl", arm, seed, workdir), folder, **REJECTION)
             return 0
         if stage == "held_out":
-            runs = {s: folder_of(s, arm, seed, workdir) for s in ARMS[arm] if s != "rejection"}
-            path = arm_folder(arm, seed, workdir) / "numbers.json"
-            measure_stages(runs, path, sum(HELD_OUT["test"]))
+            runs = trained(arm, seed, workdir)
+            measure_stages(runs, numbers_of(arm, seed, workdir), sum(HELD_OUT["test"]))
             return 0
         config = stage_config(stage, arm, seed, workdir)
         return sft(config, folder) if stage in SUPERVISED else train(config, folder)
@@ -227,9 +244,8 @@ def rewards_of(stage: str, arm: str) -> dict[str, float]:
 
 def kept_data(folder: Path) -> DataConfig:
     """Where the rows that rejection sampling kept are, with the digest that they must have."""
-    path = folder / "provenance.json"
-    require(path.exists(), f"{folder} must hold what rejection sampling kept; run that stage first")
-    digest = json.loads(path.read_text())["sha256"]
+    digest = recorded(folder / "provenance.json", "sha256")
+    require(bool(digest), f"{folder} must hold what rejection sampling kept; run that stage first")
     return DataConfig(dir=str(folder), cache=str(folder / "records"), sha256={KEPT: digest})
 
 

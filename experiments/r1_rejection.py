@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.r1_numbers import source_of
 from experiments.r1_world import KEPT
 from grpojax.checks import require
 from grpojax.evaluate import Evaluation, evaluate_runs, write_answers
@@ -113,11 +114,3 @@ def readable(completion: str) -> bool:
     """Whether the text encodes to tokens again: padding and the unknown, which a policy may sample
     too, do not."""
     return not {"<", "\N{REPLACEMENT CHARACTER}"} & set(TAG.sub("", completion))
-
-
-def source_of(workdir: Path) -> dict[str, str]:
-    """Which run it is: its folder, the digest of its config, the commit it was made with."""
-    about = json.loads((workdir / "config.json").read_text())
-    config = json.dumps(about["config"], sort_keys=True).encode()
-    digest = hashlib.sha256(config).hexdigest()
-    return {"run": str(workdir), "config_sha256": digest, "commit": about["commit"]}

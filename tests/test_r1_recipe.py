@@ -6,8 +6,17 @@ import json
 
 import pytest
 
-from experiments.r1_numbers import COLUMNS, compare_arms, summarize
-from experiments.r1_recipe import folder_of, is_done, main, stage_config
+from experiments.r1_numbers import COLUMNS, compare_arms, source_of, summarize
+from experiments.r1_recipe import (
+    RL,
+    SUPERVISED,
+    folder_of,
+    is_done,
+    main,
+    numbers_of,
+    stage_config,
+    trained,
+)
 from experiments.r1_rejection import fault, keep, write_kept
 from experiments.r1_world import (
     general_reward,
@@ -186,22 +195,29 @@ def test_a_stage_is_done_with_its_last_checkpoint_and_its_own_config(workdir):
     last.rename(last.with_name("100"))
     assert not is_done("base", "zero", 0, workdir)
     assert is_done("rejection", "language", 0, workdir)
+    source = folder_of("reasoning_rl", "language", 0, workdir)
+    (source / "config.json").write_text(json.dumps({"config": {"seed": 1}, "commit": "abc"}))
+    assert not is_done("rejection", "language", 0, workdir)
     assert not is_done("rejection", "plain", 0, workdir)
 
 
 def test_an_arm_that_is_done_is_shown_and_not_run_again(tmp_path, capsys):
-    for stage, last in (("base", "200"), ("reasoning_rl", "120")):
+    for stage, last in (("base", SUPERVISED["base"][0]), ("reasoning_rl", RL["reasoning_rl"])):
         folder = folder_of(stage, "zero", 1, tmp_path)
-        (folder / "checkpoints" / last).mkdir(parents=True)
+        (folder / "checkpoints" / str(last)).mkdir(parents=True)
         config = dataclasses.asdict(stage_config(stage, "zero", 1, tmp_path))
-        (folder / "config.json").write_text(json.dumps({"config": config}))
+        (folder / "config.json").write_text(json.dumps({"config": config, "commit": "abc"}))
     stages = {"base": dict.fromkeys(COLUMNS, (0.5, 0.125))}
-    path = tmp_path / "seed=1" / "zero" / "numbers.json"
-    path.write_text(json.dumps({"commit": "abc", "stages": stages}))
+    sources = {stage: source_of(run) for stage, run in trained("zero", 1, tmp_path).items()}
+    about = {"sources": sources, "stages": stages}
+    numbers_of("zero", 1, tmp_path).write_text(json.dumps(about))
     assert main(["--seed", "1", "--arm", "zero", "--workdir", str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "seed 1, zero: held out, ± standard errors over problems"
     assert said[-1] == f"| base |{' 0.500 ± 0.125 |' * len(COLUMNS)}"
+    # Numbers of a run that has been replaced since count for nothing.
+    (folder / "config.json").write_text(json.dumps({"config": config, "commit": "other"}))
+    assert not is_done("held_out", "zero", 1, tmp_path)
 
 
 def test_arms_are_compared_within_a_seed_with_both_kinds_of_error():
