@@ -61,7 +61,7 @@ REJECTION = {"prompts": 2048, "samples": 8, "most": 2}
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0 done, 75 stopped by a signal, run me again, else
-    that of the stage that failed."""
+    that of the first stage that failed, which does not keep the other arms from running."""
     parser = argparse.ArgumentParser(prog="python -m experiments.r1_recipe", allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0, help="%(default)s")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -82,10 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         summarize(folders, Path(__file__).with_suffix(".json"))
         return 0
     wanted = [(s, a) for s in SEEDS for a in ARMS] if arguments.all else [(seed, arm)]
+    failed = 0
     for seed, arm in wanted:
-        if code := run_arm(arm, seed, workdir):
+        code = run_arm(arm, seed, workdir)
+        if code == STOPPED:
             return code
-    return 0
+        failed = failed or code
+    return failed
 
 
 def run_arm(arm: str, seed: int, workdir: Path) -> int:
