@@ -275,6 +275,7 @@ def pairs_by_twos(prompts: Prompts, drawn: Rollout) -> Pairs:
     return make_pairs(prompts, completions, twos(drawn.judged.total), twos(drawn.judged.valid))
 
 
+@jax.jit
 def ruled(
     prompts: Prompts,
     completions: Completions,

@@ -41,9 +41,9 @@ def dpo_coefficients(
     """β σ(-β (m⁺ - m⁻)) |o| for the better completion, which comes first, and the negative for the
     worse one; m is the sum of log π_θ/π_ref over a completion.
 
-    DPO's loss (2305.18290) is -log σ(β (m⁺ - m⁻)), and m⁺ has the gradient Σ_t ∇ log π_θ, so β σ(..)
-    is the coefficient of a sum over tokens: |o| undoes the 1/|o| of equation 5. DeepSeekMath's table
-    has neither β before σ nor |o|, and takes the ratios by token.
+    DPO's loss (2305.18290) is -log σ(β (m⁺ - m⁻)), and m has the gradient Σ_t ∇ log π_θ, so that β
+    σ(..) is the coefficient of a sum over tokens; |o| undoes the 1/|o| of equation 5. The table of
+    DeepSeekMath has neither β before σ nor |o|, and takes the ratios by token.
     """
     margins = jnp.where(mask, logps - ref_logps, 0.0).sum(-1)
     strength = beta * jax.nn.sigmoid(beta * (margins[1] - margins[0]))
