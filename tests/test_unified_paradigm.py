@@ -6,6 +6,7 @@ import zlib
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ from grpojax.optimizer import make_optimizer
 from grpojax.rewards import Judged
 from grpojax.rollout import Rollout
 from grpojax.run import initial_params, open_run
-from grpojax.sharding import use_mesh
+from grpojax.sharding import shardings_of, use_mesh
 from grpojax.task import Example, Task
 from grpojax.tokenizer import ByteTokenizer, decode_groups
 from grpojax.train import make_step
@@ -66,30 +67,43 @@ def config_of(method: str) -> Config:
     return dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, **beta))
 
 
-def begin(config, folder):
-    """The run, its optimizer and abstract state, and the first state."""
-    run = open_run(config, folder)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    like = abstract_state(run.policy, optimizer, run.mesh, reference=config.grpo.beta > 0)
-    if config.algorithm == "ppo":
-        like = with_abstract_critic(like, run)
-    params = initial_params(run, print)
-    critic = init_critic(like, params, config) if like.critic else None
-    state = init_state(optimizer, like.replace(critic=None), jax.tree.map(lambda x: x + 0, params))
-    return run, optimizer, like, state.replace(critic=critic), params
+@pytest.fixture(scope="module")
+def begin(tmp_path_factory):
+    """`begin(config)`: run, optimizer, abstract state, cold start, first state and update; what
+    methods share is compiled once."""
+    folder = tmp_path_factory.mktemp("begun")
+
+    @functools.cache
+    def build(critic, reference):
+        config = config_of("ppo" if critic else "grpo" if reference else "rft")
+        run = open_run(config, folder)
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        like = abstract_state(run.policy, optimizer, run.mesh, reference=reference)
+        like = with_abstract_critic(like, run) if critic else like
+        update = make_update(run.policy, optimizer, like, config.grpo, temperature=1.0)
+        params = initial_params(run, print)
+        head = init_critic(like, params, config) if critic else None
+        copied = jax.tree.map(jnp.copy, params)
+        state = init_state(optimizer, like.replace(critic=None), copied).replace(critic=head)
+        return run, optimizer, like, params, jax.device_get(state), update
+
+    def begin(config):
+        run, *same, state, update = build(config.algorithm == "ppo", config.grpo.beta > 0)
+        state = jax.device_put(state, shardings_of(same[1]))  # the host's, as states are donated
+        return dataclasses.replace(run, config=config), *same, state, update
+
+    return begin
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def followed(begin):
     """`followed(method)`: the batches of both updates on the host, and the policy after each."""
-    folder = tmp_path_factory.mktemp("followed")
 
     @functools.cache
     def follow(method):
-        config, batches, policies = config_of(method), [], []
-        run, optimizer, like, state, params = begin(config, folder)
+        batches, policies = [], []
+        run, _, like, params, state, update = begin(config_of(method))
         with use_mesh(run.mesh):
-            update = make_update(run.policy, optimizer, like, config.grpo, temperature=1.0)
             rule = RULES[method](run, like, params)
             for step in range(STEPS):
                 state, batch = rule(state, step)
@@ -140,12 +154,12 @@ def test_pairs_are_told_apart_with_opposite_signs_from_the_first_update_on(follo
     assert (strength[:, 0] > 0).all() and np.ptp(strength[:, 0]) > 1e-3
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo"])
-def test_the_rule_is_the_training_step_of_the_package(followed, method, tmp_path):
+@pytest.mark.parametrize("method", ["grpo", pytest.param("ppo", marks=pytest.mark.long)])
+def test_the_rule_is_the_training_step_of_the_package(followed, begin, method):
     """There the surrogate is clipped and GRPO's KL stands in the loss."""
     config = config_of(method)
     config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, surrogate="clip"))
-    run, optimizer, like, state, _ = begin(config, tmp_path)
+    run, optimizer, like, _, state, _ = begin(config)
     with use_mesh(run.mesh):
         one_step = make_step(run, optimizer, like)
         for step in range(STEPS):
