@@ -1,20 +1,17 @@
 """Question: what does the gradient coefficient alone make of one policy, one task, one budget?
 
 DeepSeekMath (2402.03300, section 5) writes supervised fine-tuning, rejection sampling (offline and
-online), DPO, PPO and GRPO as one gradient (equation 5) with data and a coefficient of its own
-(`grpojax/coefficients.py`). Here they share everything else: the cold start of a seed, 60 updates
-of 256 completions, optimizer, prompts and draws, and one loop. The data are
+online), DPO, PPO and GRPO as one gradient with data and a coefficient of its own
+(`grpojax/coefficients.py`). Here all else is shared: cold start, 60 updates of 256 completions,
+optimizer, prompts and keys, reward (accuracy), loop. The data of an update are
 
-    sft         demonstrations of 256 problems an update
-    rft         8 completions of each of 32 prompts an update, all drawn from the cold start
-    online_rft  the same prompts, drawn from the current policy
-    dpo         128 pairs an update: of the draws of rft by twos, those of which one is right; gone
-                through again where they do not last
-    ppo, grpo   draws as online_rft
+    sft         demonstrations of 256 problems
+    rft         8 completions of each of 32 prompts, all drawn from the cold start beforehand
+    dpo         128 pairs, again and again: of rft's draws by twos, those of which one is right
+    online_rft, ppo, grpo   the draws of the current policy, for the prompts of rft
 
-and the reward is accuracy alone. The paper finds that reinforcement learning raises maj@k and not
-pass@k, so both are measured on 256 test sums with 16 samples each, as differences by seed to the
-cold start, which is `before`.
+The paper finds that reinforcement learning raises maj@k and not pass@k: both are measured on 256
+test sums, 16 samples each, as differences by seed to the cold start, which is called `before`.
 
     python -m experiments.unified_paradigm --all
     python -m experiments.unified_paradigm --summarize
@@ -63,8 +60,9 @@ METRICS = (
     *("test/accuracy", "test/sampled_accuracy", "test/pass@4", "test/pass@16"),
     *("test/maj@4", "test/maj@16", "time/draw", "time/train"),
 )
-# β: of the KL to the cold start, and in DPO the strength with which a pair asks to be told apart
-BETAS = {"before": 0, "sft": 0, "rft": 0, "online_rft": 0, "dpo": 0.1, "ppo": 0.01, "grpo": 0.01}
+# β: of the KL to the cold start; in DPO of a pair's margin, which asks for less the larger β is: its
+# usual 0.1 fell far below the cold start (seed 0), at a third of this learning rate too.
+BETAS = {"before": 0, "sft": 0, "rft": 0, "online_rft": 0, "dpo": 1, "ppo": 0.01, "grpo": 0.01}
 
 Rule = Callable[[TrainState, int], tuple[TrainState, GroupBatch]]
 """`rule(state, step)`: the batch of an update, its coefficients as advantages; and the state, whose
@@ -107,7 +105,7 @@ def objective(method: str, *, prompts_per_step: int, group_size: int) -> GRPOCon
 
 def train_by(method: str, config: Config, workdir: Path) -> int:
     """Trains into `workdir` by a method's rule; one that was interrupted begins anew."""
-    run = open_run(config, workdir)
+    run, held_out = open_run(config, workdir), config.evaluation
     optimizer = make_optimizer(config.optimizer, config.steps)
     with use_mesh(run.mesh):
         like = abstract_state(run.policy, optimizer, run.mesh, reference=config.grpo.beta > 0)
@@ -116,9 +114,7 @@ def train_by(method: str, config: Config, workdir: Path) -> int:
         update = make_update(
             run.policy, optimizer, like, config.grpo, temperature=config.sampling.temperature
         )
-        evaluate = make_evaluator(
-            run, examples=config.evaluation.examples, samples=config.evaluation.samples, k=K
-        )
+        evaluate = make_evaluator(run, examples=held_out.examples, samples=held_out.samples, k=K)
         start_run(run, allow_config_change=False)
         with MetricsWriter(workdir, 0, tensorboard=False) as writer:
             params, laps = initial_params(run, print), Laps()
