@@ -60,8 +60,8 @@ METRICS = (
     *("test/accuracy", "test/sampled_accuracy", "test/pass@4", "test/pass@16"),
     *("test/maj@4", "test/maj@16", "time/draw", "time/train"),
 )
-# β: of the KL to the cold start; in DPO of a pair's margin, which asks for less the larger β is: its
-# usual 0.1 fell far below the cold start (seed 0), at a third of this learning rate too.
+# β: of the KL to the cold start; in DPO of a pair's margin, which asks for less the larger β is.
+# Its usual 0.1 fell far below the cold start (seed 0), at a third of this learning rate too.
 BETAS = {"before": 0, "sft": 0, "rft": 0, "online_rft": 0, "dpo": 1, "ppo": 0.01, "grpo": 0.01}
 
 Rule = Callable[[TrainState, int], tuple[TrainState, GroupBatch]]
