@@ -25,7 +25,8 @@ LEVELS = [
         "signals",
     },
     {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
-    | {"grpo", "advantages", "surrogates", "kl", "ppo", "optimizer", "gradients"}
+    | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
+    | {"optimizer", "gradients"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison", "estimates", "coleg", "pairs"},
     {"model", "tasks", "summary", "vocabulary", "steps", "weigher"},
@@ -50,7 +51,7 @@ LEVELS = [
 FAMILIES = [
     {"layers", "experts"},
     {"tokenizer", "chat"},
-    {"grpo", "advantages", "surrogates", "kl", "ppo"},
+    {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"},
     {"config", "architecture", "objective", "sources", "checks"},
     {"metrics", "console"},
     {"scalar", "critic", "reward_model"},

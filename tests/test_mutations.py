@@ -123,7 +123,7 @@ MUTATIONS = [
     ("weigher", "evidence.sampled_logps - evidence.ref_logps",
      "evidence.ref_logps - evidence.sampled_logps",
      "test_rollout::test_the_kl_of_a_completion_is_taken_from_its_reward", {}),
-    ("weigher", "counted &= ~evidence.cut_off", "counted &= evidence.cut_off",
+    ("weigher", "counted &= ~evidence.cut_off\n        if config.zero", "counted &= evidence.cut_off\n        if config.zero",
      "test_rollout::test_masked_completions_leave_loss_and_divisor_but_not_their_groups_mean", {}),
     ("weigher", "counted &= jax.vmap(has_spread)", "counted |= jax.vmap(has_spread)",
      "test_rollout::test_dropped_groups_of_equal_rewards_leave_loss_and_divisor", {}),

@@ -17,8 +17,8 @@ from test_scoring import largest_logits, products
 
 from grpojax import lora
 from grpojax.config import OptimizerConfig
-from grpojax.learner import make_optimizer
 from grpojax.model import Policy, abstract_params, init_params
+from grpojax.optimizer import make_optimizer
 from grpojax.scalar import (
     ScalarModel,
     abstract_scalar_state,
