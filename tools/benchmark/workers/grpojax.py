@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from grpojax.config import GRPOConfig, MeshConfig, ModelConfig, OptimizerConfig
+from grpojax.kernels import choose_attention
 from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.model import Policy
 from grpojax.optimizer import make_optimizer
@@ -133,6 +134,7 @@ def measure(task: dict[str, Any], model: ModelConfig) -> None:
 
 def main(task: dict[str, Any]) -> None:
     model = dataclasses.replace(read_model_config(task["folder"]), remat=task["remat"])
+    model = choose_attention(model, jax.devices()[0])
     with use_mesh(make_mesh(MeshConfig())):
         (gate if task["kind"] == "gate" else measure)(task, model)
 
