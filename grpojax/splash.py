@@ -6,8 +6,6 @@ prompt. The kernel skips blocks of which nothing is shown, forwards and backward
 that of the parts seen, the prompt is stored once, and the gradient is the kernel's own.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -72,7 +70,21 @@ def attend_splash(
         blocks, (group * size, group * size + prompt)
     )
     mask = GroupMask(group, size, prompt, (query_length, key_length))
-    mixed = jax.vmap(make_kernel(mask, heads, query_block, key_block, interpret))(
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=query_block,
+            block_kv=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
+            block_q_dq=query_block,
+            block_kv_dq=key_block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    mixed = jax.vmap(kernel)(
         filled(side_by_side(queries.swapaxes(2, 3)) * scale, query_length),
         filled(keys, key_length),
         filled(values, key_length),
@@ -84,31 +96,6 @@ def attend_splash(
     )
     mixed = mixed[:, :, : group * size].reshape(batch, heads, group, size, -1)
     return jnp.moveaxis(mixed, 1, 3)
-
-
-@functools.cache
-def make_kernel(
-    mask: GroupMask, heads: int, query_block: int, key_block: int, interpret: bool
-) -> Callable[..., Array]:
-    """The kernel of one group: `kernel(queries, keys, values, segments)`, [heads, length, H] each.
-
-    What it knows of the mask's blocks takes a while to find, and holds in every trace.
-    """
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * heads),
-            block_sizes=splash.BlockSizes(
-                block_q=query_block,
-                block_kv=key_block,
-                block_q_dkv=query_block,
-                block_kv_dkv=key_block,
-                block_q_dq=query_block,
-                block_kv_dq=key_block,
-            ),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
 
 
 def blocks(length: int) -> tuple[int, int]:

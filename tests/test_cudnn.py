@@ -46,7 +46,7 @@ def backward(queries, keys, values, lengths, scale, output, lse, gradient):
     of_logits = scale * weights * (of_weights - sums)
     of_keys = jnp.einsum("rnst,rsnh->rtnh", of_logits, queries)
     of_values = jnp.einsum("rnst,rsnh->rtnh", weights, gradient)
-    split = (*keys.shape[:3], shared, H)
+    split = (*keys.shape[:3], shared, keys.shape[3])
     return (
         jnp.einsum("rnst,rtnh->rsnh", of_logits, of_head),
         of_keys.reshape(split).sum(3),
@@ -58,13 +58,12 @@ STAND_IN = Calls(forward, backward)
 attend_merged = functools.partial(attend_cudnn, scale=SCALE, calls=STAND_IN)
 
 
-def inputs(group, size, prompt, heads=(4, 2), seed=0):
-    """Queries, own KV and prefix KV of two groups, and a gradient of what attention makes."""
-    normal = np.random.default_rng(seed).standard_normal
-    kv = heads[1]
-    own = KV(normal((2, group, kv, H, size)), normal((2, group, kv, size, H)))
-    prefix = KV(normal((2, kv, H, prompt)), normal((2, kv, prompt, H)))
-    queries, gradient = normal((2, 2, group, size, heads[0], H))
+def inputs(group, size, prompt, heads=(4, 2), batch=2):
+    """Queries, own KV and prefix KV of groups, and a gradient of what attention makes."""
+    normal, kv = np.random.default_rng(0).standard_normal, heads[1]
+    own = KV(normal((batch, group, kv, H, size)), normal((batch, group, kv, size, H)))
+    prefix = KV(normal((batch, kv, H, prompt)), normal((batch, kv, prompt, H)))
+    queries, gradient = normal((2, batch, group, size, heads[0], H))
     return jax.tree.map(jnp.float32, ((queries, own, prefix), gradient))
 
 
@@ -140,8 +139,9 @@ def test_a_part_with_all_the_weight_leaves_nothing_to_the_other():
     exist = left_padded(4, 4, 2)
     far = own.replace(keys=own.keys * 1e3), prefix.replace(keys=prefix.keys * 1e3)
     causal = jnp.broadcast_to(jnp.tri(3, dtype=bool), (2, 3, 3))
-    expected = attend(queries, far[0], causal, far[1], exist[:, None], scale=SCALE)
-    found = attend_merged(queries, far[0], None, far[1], exist)
+    plain = jax.jit(functools.partial(attend, scale=SCALE))
+    expected = plain(queries, far[0], causal, far[1], exist[:, None])
+    found = jax.jit(attend_merged)(queries, far[0], None, far[1], exist)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # logits have four digits left
 
 

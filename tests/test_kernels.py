@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
-from test_cudnn import STAND_IN
+from jax.sharding import AxisType
+from test_cudnn import SCALE, STAND_IN, inputs, left_padded, with_gradients
 
-from grpojax.config import MeshConfig, ModelConfig
+from grpojax.config import ModelConfig
 from grpojax.cudnn import attend_cudnn
 from grpojax.kernels import KERNELS, choose_attention, decide
-from grpojax.model import Policy, abstract_params
+from grpojax.model import HEADS, Policy
 from grpojax.sampling import make_sampler
 from grpojax.scoring import make_scorer
-from grpojax.sharding import make_mesh, shard_batch, shardings_of, use_mesh
+from grpojax.sharding import on_each_device, use_mesh
 from grpojax.splash import attend_splash
 
 BF16 = ModelConfig(compute_dtype="bfloat16", head_dim=64)
@@ -86,40 +87,53 @@ def read(policy, params, prompts, tokens):
     """What predicts the tokens of completions, and the gradients of a sum of it."""
     weights = np.random.default_rng(1).standard_normal((*tokens.shape, TINY.embed_dim))
 
-    def total(params):
+    def total(params, prompts, tokens):
         last, prefix = policy.apply(
             {"params": params}, prompts.tokens, prompts.mask, method="prefill"
         )
         hidden, _ = policy.apply({"params": params}, tokens, prefix, method="extend")
         return (hidden * weights).sum() + last.sum(), (last, hidden)
 
-    return jax.jit(jax.grad(total, has_aux=True))(params)
+    return jax.jit(jax.grad(total, has_aux=True))(params, prompts, tokens)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(4, 50, (4, 3, 5)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def plainly_read(params, prompts, tokens):
+    return read(Policy(dataclasses.replace(TINY, attention="xla")), params, prompts, tokens)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("remat", [False, True], ids=["", "remat"])
-def test_the_policy_is_the_same_under_every_attention(kernel, remat, params, prompts, monkeypatch):
+def test_the_policy_is_the_same_under_every_attention(
+    kernel, params, prompts, tokens, plainly_read, monkeypatch
+):
+    """The recomputation of blocks included."""
     monkeypatch.setitem(KERNELS, kernel, HERE[kernel])
-    tokens = np.random.default_rng(0).integers(4, 50, (4, 3, 5)).astype(np.int32)
-    plain = dataclasses.replace(TINY, remat=remat, attention="xla")
-    fused = dataclasses.replace(plain, attention=kernel)
-    assert_close(
-        read(Policy(fused), params, prompts, tokens), read(Policy(plain), params, prompts, tokens)
-    )
+    policy = Policy(dataclasses.replace(TINY, attention=kernel, remat=True))
+    assert_close(read(policy, params, prompts, tokens), plainly_read)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_every_device_attends_to_its_part(kernel, params, prompts, monkeypatch):
-    """Prompts over data and fsdp, heads over tensor: eight devices, and the same as one."""
-    monkeypatch.setitem(KERNELS, kernel, HERE[kernel])
-    tokens = np.random.default_rng(0).integers(4, 50, (4, 3, 5)).astype(np.int32)
-    policy = Policy(dataclasses.replace(TINY, attention=kernel))
-    expected = read(Policy(TINY), params, prompts, tokens)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    with use_mesh(mesh):
-        placed = jax.device_put(params, shardings_of(abstract_params(policy, mesh)))
-        found = read(policy, placed, *shard_batch((prompts, tokens), mesh))
-        assert_close(found, expected)
+@pytest.mark.parametrize(("kernel", "batch"), [("splash", 2), ("cudnn", 3)])
+def test_every_device_attends_to_its_heads_and_to_its_prompts_if_they_divide(kernel, batch):
+    """Prompts over data and fsdp, heads over tensor: on four devices as on one."""
+    (queries, own, prefix), gradient = inputs(2, 3, 4, batch=batch)
+    exist = left_padded(4, 4, 1, 3)[:batch]
+
+    def spread(queries, own, prefix):
+        run = functools.partial(HERE[kernel], scale=SCALE)
+        return on_each_device(run, HEADS, queries, own, None, prefix, exist)
+
+    expected = with_gradients(spread, (queries, own, prefix), gradient)
+    axes = {"axis_types": (AxisType.Auto,) * 3, "devices": jax.devices()[:4]}
+    with use_mesh(jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), **axes)):
+        found = with_gradients(spread, (queries, own, prefix), gradient)
+    assert_close(found, expected)
+    shares = {shard.data.shape for shard in found[0].addressable_shards}
+    assert shares == {(1 if batch == 2 else 3, 2, 3, 2, 16)}
 
 
 def assert_close(found, expected):
