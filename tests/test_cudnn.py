@@ -29,7 +29,7 @@ def forward(queries, keys, values, lengths, scale):
         implementation="xla",
         return_residual=True,
     )
-    return output, lse.swapaxes(1, 2)
+    return unknown((output, lse.swapaxes(1, 2)), lengths)
 
 
 def backward(queries, keys, values, lengths, scale, output, lse, gradient):
@@ -47,11 +47,16 @@ def backward(queries, keys, values, lengths, scale, output, lse, gradient):
     of_keys = jnp.einsum("rnst,rsnh->rtnh", of_logits, queries)
     of_values = jnp.einsum("rnst,rsnh->rtnh", weights, gradient)
     split = (*keys.shape[:3], shared, keys.shape[3])
-    return (
-        jnp.einsum("rnst,rtnh->rsnh", of_logits, of_head),
-        of_keys.reshape(split).sum(3),
-        of_values.reshape(split).sum(3),
-    )
+    of_queries = jnp.einsum("rnst,rtnh->rsnh", of_logits, of_head)
+    found = of_queries, of_keys.reshape(split).sum(3), of_values.reshape(split).sum(3)
+    return unknown(found, lengths)
+
+
+def unknown(found, lengths):
+    """`found`, but NaN in rows that see no key: nobody promises more."""
+    if lengths is None:
+        return found
+    return tuple(jnp.where(lengths.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan) for x in found)
 
 
 STAND_IN = Calls(forward, backward)
