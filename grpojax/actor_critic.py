@@ -35,7 +35,7 @@ def make_critic(run: Run, like: TrainState) -> Critic:
     Its updates come after the policy's. They share nothing, so the order does not matter.
     """
     config, grpo = run.config, run.config.grpo
-    model = ScalarModel(config.model)
+    model = ScalarModel(run.policy.config)
     valuer = make_valuer(model)
     update_critic = make_critic_update(
         model,
@@ -64,7 +64,7 @@ def make_critic(run: Run, like: TrainState) -> Critic:
 def with_abstract_critic(like: TrainState, run: Run) -> TrainState:
     """The abstract state of a run of GRPO, with that of a critic."""
     optimizer = make_optimizer(run.config.ppo.critic, run.config.updates)
-    critic = abstract_scalar_state(ScalarModel(run.config.model), optimizer, run.mesh)
+    critic = abstract_scalar_state(ScalarModel(run.policy.config), optimizer, run.mesh)
     return like.replace(critic=critic)
 
 

@@ -77,6 +77,9 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     # of what the output head multiplies: as the other products, or float32
     head_dtype: Literal["compute", "float32"] = "compute"
+    # of whole prompts and completions: a fused kernel where the device has one that fits (auto),
+    # products and a softmax (xla), cuDNN's kernel (NVIDIA), or splash attention (TPU)
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
 
     def __post_init__(self):

@@ -43,7 +43,7 @@ class Iteration(NamedTuple):
 def make_iteration(run: Run, like: TrainState) -> Iteration:
     """The programs of a run's outer iterations; the model's state is `TrainState.reward_model`."""
     config, chosen, folder = run.config, run.config.reward_model, run.workdir / "pairs"
-    model = ScalarModel(config.model)
+    model = ScalarModel(run.policy.config)
     scorer = make_reward_scorer(model)
     update = make_reward_update(
         model, reward_optimizer(config), like.reward_model, microbatches=config.grpo.microbatches
@@ -116,7 +116,7 @@ def agreement(judged: Judged, scores: Float[np.ndarray, "B G"]) -> float:
 
 def with_abstract_reward_model(like: TrainState, run: Run) -> TrainState:
     """The abstract state of a run of GRPO, with that of a reward model."""
-    optimizer, model = reward_optimizer(run.config), ScalarModel(run.config.model)
+    optimizer, model = reward_optimizer(run.config), ScalarModel(run.policy.config)
     return like.replace(reward_model=abstract_scalar_state(model, optimizer, run.mesh))
 
 

@@ -19,10 +19,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from grpojax.architecture import ModelConfig
 from grpojax.attention import attend, soften
 from grpojax.experts import Experts, Routing
+from grpojax.kernels import KERNELS
 from grpojax.layers import FeedForward, Linear, Norm
 from grpojax.rotary import frequencies, rotate
-from grpojax.sharding import with_shardings
+from grpojax.sharding import on_each_device, with_shardings
 from grpojax.types import KV, Params, Prefix
+
+# The axes of heads in what a kernel takes: queries, own KV, mask, prefix, mask.
+HEADS = (3, 2, None, 1, None)
 
 
 @struct.dataclass
@@ -42,6 +46,7 @@ class Context:
     own_distance: Int[Array, "S T"]
     prefix_mask: Bool[Array, "B 1 P"] | None  # prompt tokens that exist
     prefix_distance: Int[Array, "B S P"] | None  # where some layer has a window
+    exist: Bool[Array, "B S"] | None = None  # own tokens that are no padding; None: all
     column: Int[Array, ""] | None = None  # where in the cache the new tokens go
     counted: Bool[Array, "B G S"] | None = None  # tokens that the routers' statistics are about
 
@@ -86,16 +91,22 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(cache.keys, own.keys, at, axis=-1),
                 jax.lax.dynamic_update_slice_in_dim(cache.values, own.values, at, axis=-2),
             )
-        own_mask, prefix_mask = context.visible(kind.window if c.sliding_window else None)
-        mixed = attend(
-            queries,
-            own,
-            own_mask,
-            prefix,
-            prefix_mask,
-            scale=(c.query_scale or c.head_dim) ** -0.5,
-            softcap=c.attention_softcap,
-        )
+        scale = (c.query_scale or c.head_dim) ** -0.5
+        if cache is None and c.attention in KERNELS:
+            kernel = functools.partial(KERNELS[c.attention], scale=scale)
+            mask = None if prefix is None else context.prefix_mask[:, 0]
+            mixed = on_each_device(kernel, HEADS, queries, own, context.exist, prefix, mask)
+        else:
+            own_mask, prefix_mask = context.visible(kind.window if c.sliding_window else None)
+            mixed = attend(
+                queries,
+                own,
+                own_mask,
+                prefix,
+                prefix_mask,
+                scale=scale,
+                softcap=c.attention_softcap,
+            )
         shape, axes = shape[1:] + shape[:1], axes[1:] + axes[:1]
         return Linear(c, "bgsnh,nhd->bgsd", shape, axes, name="out")(mixed), own
 
@@ -168,7 +179,7 @@ class Policy(nn.Module):
         the prefix."""
         distance = distances(jnp.arange(tokens.shape[1]), jnp.arange(tokens.shape[1]))
         visible = (distance >= 0) & mask[:, None, :]
-        context = Context(positions_of(mask)[:, None], visible, distance, None, None)
+        context = Context(positions_of(mask)[:, None], visible, distance, None, None, exist=mask)
         hidden, kv = self._run(tokens[:, None], None, None, context)
         alone = jax.tree.map(lambda a: jnp.squeeze(a, -4), kv)  # a group of one -> no group
         return hidden[:, 0, -1], Prefix(alone, mask, mask.sum(-1, dtype=jnp.int32))

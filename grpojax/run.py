@@ -25,6 +25,7 @@ from grpojax.checks import require
 from grpojax.config import Config, from_dict
 from grpojax.data import fit_prompts
 from grpojax.families import FREE
+from grpojax.kernels import choose_attention
 from grpojax.lora import combine, freeze, merge, split
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.names import find_function
@@ -87,7 +88,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         step_reward=step_reward,
         tokenizer=tokenizer,
         stops=stop_ids(tokenizer, config.sampling.stop),
-        policy=Policy(config.model),
+        policy=Policy(choose_attention(config.model, mesh.devices.flat[0])),
         mesh=mesh,
     )
 

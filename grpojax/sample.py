@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from grpojax.checks import require
 from grpojax.config import ModelConfig
 from grpojax.data import make_prompts
+from grpojax.kernels import choose_attention
 from grpojax.model import Policy, abstract_params
 from grpojax.pretrained import load_params, read_model_config
 from grpojax.run import is_run, read_config, trained_params
@@ -54,7 +55,8 @@ def sample_text(
         f"model's max_length={model.max_length}",
     )
     prompts = make_prompts([Example(id=0, prompt=prompt, answer="")], tokenizer, length)
-    policy, mesh = Policy(model), model_mesh(model)
+    mesh = model_mesh(model)
+    policy = Policy(choose_attention(model, mesh.devices.flat[0]))
     with use_mesh(mesh):
         if run:
             params, _ = trained_params(source, mesh, say)

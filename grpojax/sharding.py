@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from grpojax.checks import require, require_multiple
 from grpojax.config import Config, MeshConfig
@@ -79,6 +80,31 @@ def use_mesh(mesh: Mesh):
     nothing."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield mesh
+
+
+def on_each_device(
+    run: Callable[..., Array], heads: tuple[int | None, ...], *arguments: Any
+) -> Array:
+    """`run(*arguments)` with each device given its part: what XLA cannot divide, such as a kernel.
+
+    The first axis of every array is the batch; `heads` says which axis of each argument is of
+    heads. The result lies as the first argument. A batch that does not divide, such as the one
+    prompt that parameters are initialised with, is computed whole everywhere.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return run(*arguments)
+    batch, over_heads = nn.logical_to_mesh_axes(("batch", "heads"), RULES)
+    if len(arguments[0]) % int(np.prod([mesh.shape[name] for name in batch])):
+        batch = None
+
+    def spec(axis: int | None) -> PartitionSpec:
+        between = () if axis is None else (*[None] * (axis - 1), over_heads)
+        return PartitionSpec(batch, *between)
+
+    specs = tuple(spec(axis) for axis in heads)
+    # The kernels do not say over which axes what they return varies, so that is not checked.
+    return jax.shard_map(run, in_specs=specs, out_specs=specs[0], check_vma=False)(*arguments)
 
 
 def with_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -25,7 +25,8 @@ LEVELS = [
         "task",
         "signals",
     },
-    {"attention", "rotary", "layers", "experts", "lora", "families", "sharding"}
+    {"attention", "cudnn", "splash", "kernels"}
+    | {"rotary", "layers", "experts", "lora", "families", "sharding"}
     | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
     | {"optimizer", "gradients", "roofline", "profiler", "work"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
@@ -52,6 +53,7 @@ LEVELS = [
 # Files of one noun, split for length, see each other; so do the files of a folder.
 FAMILIES = [
     {"layers", "experts"},
+    {"kernels", "cudnn", "splash"},
     {"tokenizer", "chat"},
     {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"},
     {"config", "architecture", "objective", "optimization", "sources", "checks"},
@@ -66,6 +68,8 @@ FAMILIES = [
 WALLS = {
     "flax.linen": {"model", "layers", "experts", "scalar", "sharding"},
     "flax.struct": {"types", "model", "experts"},
+    "jax._src": {"cudnn"},
+    "jax.experimental.pallas": {"splash"},
     "optax": {"gradients", "optimizer"},
     "qwix": {"layers", "lora"},
     "orbax": {"checkpoint"},

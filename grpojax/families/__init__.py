@@ -45,6 +45,7 @@ FREE = (
     "param_dtype",
     "base_dtype",
     "head_dtype",
+    "attention",
 )  # fields that no file decides
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from grpojax import sampling, scoring, slices
 from grpojax.config import GRPOConfig, MeshConfig, ModelConfig, OptimizerConfig
+from grpojax.kernels import choose_attention
 from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.model import Policy
 from grpojax.optimizer import make_optimizer
@@ -186,6 +187,7 @@ def draw_by_gumbel(logits: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.A
 def main(task: dict[str, Any]) -> None:
     task = take_away(task)
     model = dataclasses.replace(read_model_config(task["folder"]), remat=task["remat"])
+    model = choose_attention(model, jax.devices()[0])
     with use_mesh(make_mesh(MeshConfig())):
         (gate if task["kind"] == "gate" else measure)(task, model)
 
