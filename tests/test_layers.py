@@ -42,6 +42,7 @@ LEVELS = [
         "sample",
         "export",
         "rollout",
+        "pipeline",
         "actor_critic",
         "iteration",
     },
@@ -61,6 +62,7 @@ FAMILIES = [
     {"report", "curves"},
     {"estimates", "coleg"},
     {"answers", "measures", "evaluate"},
+    {"rollout", "pipeline"},
     LEVELS[8],
 ]
 WALLS = {
