@@ -44,8 +44,9 @@ class Rollout(NamedTuple):
 def make_rollout(run: Run) -> Callable[..., Rollout]:
     """`rollout(params, examples, prompts, step, laps, meanwhile) -> Rollout`.
 
-    It samples on `run.sampling_mesh`, where `params` lie. `meanwhile(completions)` is called when they are drawn and before the host judges: what
-    it dispatches runs on the device in the meantime. `laps` takes the times of both.
+    It samples on `run.sampling_mesh`, where `params` lie. `meanwhile(completions)` is called when
+    they are drawn, and where they are trained on, and before the host judges: what it dispatches
+    runs on the device in the meantime. `laps` takes the times of both.
     """
     config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
     named = list(config.rewards.values())

@@ -120,7 +120,7 @@ class TrainState:
     ref_params: Params | None  # None when beta is 0
     critic: ScalarState | None = None  # of PPO
     reward_model: ScalarState | None = None  # of iterative GRPO
-    # with a lag: those before the last step, of which the next completions are, where they are drawn
+    # with a lag, on the devices that sample: those before the last step, for the next completions
     older_params: Params | None = None
 
 

@@ -1,21 +1,21 @@
 """Sampling on devices of its own: without a lag nothing changes; with one, what is drawn is of the
 parameters a step ago, while the step before is under way, and a run still goes on bit for bit."""
 
-import dataclasses
 import itertools
-import os
-import signal
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from test_resume import assert_equal_runs, state_of, without_times
-from test_train import changed, params_at
+from test_resume import assert_equal_runs, state_of
+from test_train import changed
 
+from grpojax.actor_critic import init_critic, with_abstract_critic
 from grpojax.config import (
     CheckpointConfig,
     JudgingConfig,
@@ -26,184 +26,188 @@ from grpojax.config import (
 from grpojax.data import make_batches
 from grpojax.grpo import token_losses
 from grpojax.learner import abstract_state, init_state
-from grpojax.metrics import read_groups, read_metrics
+from grpojax.metrics import read_metrics
 from grpojax.optimization import OptimizerConfig
 from grpojax.optimizer import make_optimizer
 from grpojax.pipeline import make_pipeline
 from grpojax.rewards import compute_rewards
 from grpojax.run import initial_params, open_run
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import shard_batch, use_mesh
+from grpojax.sharding import shard_batch, shardings_of, use_mesh
 from grpojax.summary import Laps
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups
-from grpojax.train import train
+from grpojax.train import make_step, train
 
-STEPS, ROWS = 4, 32  # ROWS: completions of a step, so calls of the reward
+ROWS = 32  # completions of a step, so calls of the reward
 OWN = MeshConfig(sampling=4)  # of eight devices
 LAG = {"lag": 1, "mismatch": "truncated"}
-ITERATED = changed(
+PPO = changed(
     rewards={"test_pipeline:variety": 1.0},
-    grpo={"reference": "initial", "minibatches": 2, "old_logps": "rescored", **LAG},
+    algorithm="ppo",
+    steps=3,
+    grpo={"beta": 0.0, **LAG},
+    ppo=PPOConfig(critic=OptimizerConfig(learning_rate=1e-2)),
     mesh=OWN,
-    checkpoint=CheckpointConfig(every=1, keep=STEPS),
-    reward_model=RewardModelConfig(
-        every=2, updates=1, pairs_per_update=8, optimizer=OptimizerConfig(learning_rate=1e-2)
-    ),
 )
-calls, last_call = itertools.count(1), 0  # the number of the call that asks the run to end
-second_batch = threading.Event()
+PARTS = ("wait", "reference", "update", "summary")
+calls, second_batch = itertools.count(1), threading.Event()
 
 
 def variety(example, completion):
-    call = next(calls)
-    if call == last_call:
-        os.kill(os.getpid(), signal.SIGTERM)
-    if call > ROWS:
+    if next(calls) > ROWS:
         second_batch.set()
     return len(set(completion)) / 12
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The directory of a run of ITERATED that nothing broke off."""
-    workdir = tmp_path_factory.mktemp("pipeline") / "whole"
-    assert train(ITERATED, workdir) == 0
-    return workdir
-
-
-def test_completions_are_those_of_the_parameters_a_step_ago(whole, tmp_path):
-    run = open_run(ITERATED, tmp_path)
-    sampling = ITERATED.sampling
-    batch_of = make_batches(
-        run.task.splits["train"], run.tokenizer, prompts_per_step=8, prompt_length=8, seed=3
+def begun(run):
+    """The programs of a run's steps, with a thread of their own, and the state before the first."""
+    config, optimizer = run.config, make_optimizer(run.config.optimizer, run.config.updates)
+    like = abstract_state(run.policy, optimizer, run.mesh, reference=config.grpo.beta > 0)
+    trained, critic = initial_params(run, print), None
+    if config.algorithm == "ppo":
+        like = with_abstract_critic(like, run)
+        critic = init_critic(like, trained, config)
+    one_step = make_step(run, optimizer, like, None, ThreadPoolExecutor(1))
+    return one_step, init_state(optimizer, like.replace(critic=None), trained).replace(
+        critic=critic
     )
+
+
+def all_steps(one_step, state, steps):
+    """For each step the state before it, its metrics and its texts; and the state after the last.
+    All states are on the host."""
+    made = []
+    for step in range(steps):
+        before = jax.device_get(state)
+        state, metrics, _, (groups, _) = one_step(state, {}, step)
+        made.append((before, metrics, [group["texts"] for group in groups]))
+    return made, state
+
+
+@pytest.fixture(scope="module")
+def lagging(tmp_path_factory):
+    """A run of PPO, its programs, and what they made."""
+    run = open_run(PPO, tmp_path_factory.mktemp("pipeline"))
+    with use_mesh(run.mesh):
+        one_step, state = begun(run)
+        yield run, one_step, *all_steps(one_step, state, PPO.steps)
+
+
+def batches_of(run):
+    """As CONFIG says."""
+    examples = run.task.splits["train"]
+    return make_batches(examples, run.tokenizer, prompts_per_step=8, prompt_length=8, seed=3)
+
+
+def test_completions_are_of_the_parameters_a_step_ago(lagging):
+    run, _, made, _ = lagging
     sampler = make_sampler(
-        run.policy, group_size=4, completion_length=sampling.completion_length,
-        stop_ids=run.stops, pad_id=run.tokenizer.pad_id,
+        run.policy, group_size=4, completion_length=12, stop_ids=run.stops,
+        pad_id=run.tokenizer.pad_id,
     )  # fmt: skip
 
     def texts_of(params, step):
         params = jax.device_put(params, NamedSharding(run.sampling_mesh, PartitionSpec()))
-        prompts = shard_batch(batch_of(step)[1], run.sampling_mesh)
+        prompts = shard_batch(batches_of(run)(step)[1], run.sampling_mesh)
         with use_mesh(run.sampling_mesh):
             drawn = sampler(params, prompts, stream_key(3, "train", step))
         tokens, mask = jax.device_get((drawn.tokens, drawn.mask))
         return decode_groups(run.tokenizer, tokens, mask, run.stops)
 
-    for step in range(STEPS):
-        recorded = [group["texts"] for group in read_groups(whole, step + 1)]
-        older, current = (params_at(whole, k) for k in (max(step - 1, 0), step))
-        assert recorded == texts_of(older, step)
-        assert step == 0 or recorded != texts_of(current, step)
+    params = [before.params for before, *_ in made]
+    for step, (_, metrics, texts) in enumerate(made):
+        assert texts == texts_of(params[max(step - 1, 0)], step)
+        assert step == 0 or texts != texts_of(params[step], step)
+        assert metrics["sampling/lag"] == min(step, 1)
+        # With one update a step, the lag is all that is between the sampler and what is trained.
+        difference = metrics["sampling/sampling_logp_difference/mean"]
+        assert difference < 1e-6 if step == 0 else difference > 1e-3
+        assert sum(metrics[f"time/{part}"] for part in PARTS) == pytest.approx(metrics["step_time"])
+        assert metrics["time/sample"] > 0 < metrics["time/reward"]
 
 
-def test_the_lag_is_recorded_and_seen_in_the_log_probabilities(whole):
-    lines = [line for line in read_metrics(whole) if "loss" in line]
-    assert [line["sampling/lag"] for line in lines] == [0, 1, 1, 1]
-    # The first step has two updates too: its second minibatch is one update from the sampler.
-    difference = [line["sampling/sampling_logp_difference/mean"] for line in lines]
-    assert min(difference[1:]) > 2 * difference[0] > 0
-    for line in lines:  # what ran beside the step is no part of it
-        parts = (line[f"time/{part}"] for part in ("wait", "reference", "update", "summary"))
-        assert sum(parts) == pytest.approx(line["step_time"], rel=1e-6)
-        assert line["time/sample"] > 0 < line["time/reward"]
+def test_from_its_state_alone_a_step_is_made_again_bit_for_bit(lagging):
+    _, one_step, made, last = lagging
+    before, metrics, texts = made[-1]
+    state = jax.device_put(before, shardings_of(last))  # nothing is under way
+    state, again, _, (groups, _) = one_step(state, {}, PPO.steps - 1)
+    assert [group["texts"] for group in groups] == texts
+    assert again["loss"] == metrics["loss"] and again["critic/loss"] == metrics["critic/loss"]
+    jax.tree.map(np.testing.assert_array_equal, state, last)
 
 
-@pytest.fixture
-def end_at(monkeypatch):
-    """`end_at(call)`: the run is asked to end at this call of the reward; 0: never."""
-
-    def set_call(call):
-        monkeypatch.setitem(globals(), "calls", itertools.count(1))
-        monkeypatch.setitem(globals(), "last_call", call)
-
-    return set_call
-
-
-def test_a_run_broken_off_with_a_batch_under_way_equals_the_whole_one(whole, tmp_path, end_at):
-    end_at(2 * ROWS + 5)  # of the third batch, while the second is trained on, or the first
-    assert train(ITERATED, tmp_path) == 75
-    end_at(0)
-    assert not (tmp_path / "checkpoints/4").exists()
-    assert train(ITERATED, tmp_path) == 0
-    assert_equal_runs(tmp_path, whole)
-    assert any("older_params" in name for name in state_of(whole, ITERATED))
-
-
-def test_a_batch_is_judged_while_the_step_before_is_under_way(tmp_path, end_at):
-    end_at(0)
-    second_batch.clear()
-    config, seen = dataclasses.replace(ITERATED, steps=2), []
-    run, optimizer = open_run(config, tmp_path), make_optimizer(config.optimizer, config.updates)
-    batch_of = make_batches(
-        run.task.splits["train"], run.tokenizer, prompts_per_step=8, prompt_length=8, seed=3
+def test_a_run_killed_with_a_batch_under_way_equals_the_whole_one(tmp_path):
+    config = changed(
+        steps=3,
+        grpo={"reference": "initial", **LAG},
+        mesh=OWN,
+        checkpoint=CheckpointConfig(every=1, keep=3),
+        reward_model=RewardModelConfig(every=1, updates=1, pairs_per_update=8),
     )
-    with use_mesh(run.mesh), ThreadPoolExecutor(1) as thread:
-        like = abstract_state(run.policy, optimizer, run.mesh, reference=False)
-        state = init_state(optimizer, like, initial_params(run, print))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(config, whole) == 0
+    shutil.copytree(whole, killed)
+    for step in ("2", "3"):
+        shutil.rmtree(killed / "checkpoints" / step)
+    assert train(config, killed) == 0
+    assert_equal_runs(killed, whole)
+    assert any("older_params" in name for name in state_of(whole, config))
+    lines = [line for line in read_metrics(whole) if "rewards/reward_model/mean" in line]
+    assert [line["sampling/lag"] for line in lines] == [0, 1, 1]
+
+
+def test_a_batch_is_judged_while_the_step_before_is_under_way(lagging, monkeypatch):
+    run, _, made, last = lagging
+    monkeypatch.setitem(globals(), "calls", itertools.count(1))
+    second_batch.clear()
+    batch_of, seen = batches_of(run), []
+    state = jax.device_put(made[0][0], shardings_of(last.replace(older_params=None)))
+
+    def meanwhile(completions):
+        """The work of step 0, which does not end before the batch of step 1 is being judged."""
+        seen.append(completions)
+        assert second_batch.wait(60)
+
+    with ThreadPoolExecutor(1) as thread:
         draw = make_pipeline(run, batch_of, thread)
-
-        def meanwhile(completions):
-            """The work of step 0, which does not end before the batch of step 1 is being judged."""
-            seen.append(completions)
-            assert second_batch.wait(60)
-
         drawn, older = draw(state, {}, *batch_of(0), 0, Laps(), meanwhile)
-    assert jax.tree.leaves(older)[0].devices() == set(jax.devices()[4:])
     assert seen == [drawn.completions]
     assert drawn.completions.tokens.devices() == set(jax.devices()[:4])
+    assert jax.tree.leaves(older)[0].devices() == set(jax.devices()[4:])
 
 
 def test_without_a_lag_devices_of_its_own_change_nothing_but_rounding(tmp_path):
-    plain = changed(steps=3, mesh=MeshConfig(), checkpoint=CheckpointConfig(every=3))
-    own = dataclasses.replace(plain, mesh=OWN)
-    for name, config in (("plain", plain), ("own", own)):
-        assert train(config, tmp_path / name) == 0
-    for step in (1, 2, 3):
-        ours, theirs = (read_groups(tmp_path / name, step) for name in ("plain", "own"))
-        assert [group["texts"] for group in ours] == [group["texts"] for group in theirs]
-    ours, theirs = (without_times(tmp_path / name) for name in ("plain", "own"))
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
-    ours, theirs = (params_at(tmp_path / name, 3) for name in ("plain", "own"))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), ours, theirs)
-
-
-def test_ppo_goes_on_bit_for_bit_with_a_lag(tmp_path, end_at):
-    config = changed(
-        rewards={"test_pipeline:variety": 1.0},
-        algorithm="ppo",
-        steps=3,
-        grpo={"beta": 0.0, **LAG},
-        ppo=PPOConfig(critic=OptimizerConfig(learning_rate=1e-2)),
-        mesh=OWN,
-        checkpoint=CheckpointConfig(every=1),
-    )
-    end_at(0)
-    assert train(config, tmp_path / "whole") == 0
-    end_at(ROWS + 5)
-    assert train(config, tmp_path / "broken") == 75
-    end_at(0)
-    assert train(config, tmp_path / "broken") == 0
-    assert_equal_runs(tmp_path / "broken", tmp_path / "whole")
+    found = []
+    for mesh in (MeshConfig(), OWN):
+        run = open_run(changed(mesh=mesh), tmp_path)
+        with use_mesh(run.mesh):
+            found.append(all_steps(*begun(run), 2))
+    (plain, after), (own, after_own) = found
+    for (_, metrics, texts), (_, same, same_texts) in zip(plain, own):
+        assert texts == same_texts
+        assert metrics.keys() == same.keys()
+        for name in metrics.keys() - {"step_time"}:
+            if not name.startswith(("time/", "flops_per_second/", "bytes_per_second/")):
+                assert metrics[name] == pytest.approx(same[name], rel=1e-4, abs=1e-6), name
+    ours, theirs = jax.device_get((after.params, after_own.params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), ours, theirs)
 
 
 def test_the_weight_of_a_lag_is_that_of_rescored_log_probabilities():
     """With one update a step π_old is π_θ, so that scoring it once more would change nothing."""
     noise = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    logps, sampled, advantages = -1 + 0.1 * noise[0], -1 + 0.5 * noise[1], noise[2]
+    logps, sampled, advantages = -1 + 0.1 * noise[0], -1 + noise[1], noise[2]
     mask = np.ones((4, 5), bool)
 
     def loss(logps, old):
         losses, _ = token_losses(
-            logps, old, None, advantages, mask, sampled,
+            logps, old, None, jnp.array(advantages), jnp.array(mask), jnp.array(sampled),
             beta=0.0, clip_low=0.2, clip_high=0.2, mismatch="truncated",
         )  # fmt: skip
         return losses.sum()
 
-    once, again = (jax.grad(loss)(logps, old) for old in (None, logps))
+    once, again = (jax.grad(loss)(logps, old) for old in (None, jnp.array(logps)))
     np.testing.assert_array_equal(once, again)
     weights = np.minimum(np.exp(logps - sampled), 2.0)
     assert (weights == 2.0).any() and (weights < 1).any()
@@ -218,7 +222,7 @@ def test_the_weight_of_a_lag_is_that_of_rescored_log_probabilities():
         ({"mesh": {"sampling": 8}}, "leave some of the 8 devices here to train"),
         ({"mesh": {"sampling": 4, "data": 8}}, "multiply to the 4 devices here that train"),
         ({"mesh": {"sampling": 3, "tensor": 5, "data": 1}}, "mesh.sampling=3 must divide by"),
-        ({"mesh": {"sampling": 6}, "grpo": {"prompts_per_step": 8}}, "prompts_per_step=8 must .* 6"),
+        ({"mesh": {"sampling": 6}, "grpo": {"prompts_per_step": 8}}, "step=8 must .* 6"),
     ],
     ids=str,
 )  # fmt: skip
