@@ -45,6 +45,8 @@ def dry_run(config: Config, workdir: Path) -> str:
         copies |= {"critic with its moments": 3}
     if config.reward_model.every:
         copies |= {"reward model with its moments": 3}
+    if config.mesh.sampling:
+        copies |= {"parameters that sample": 1 + grpo.lag}
     updates = grpo.epochs_per_batch * grpo.minibatches
     prompts_read = grpo.prompts_per_step // (grpo.minibatches * grpo.microbatches)
     evaluated = max(1, min(completions // config.evaluation.samples, config.evaluation.examples))
@@ -68,6 +70,8 @@ def dry_run(config: Config, workdir: Path) -> str:
         ]
     mesh = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    if config.mesh.sampling:
+        devices += f", and {run.sampling_mesh.size} more that sample"
     lines = {
         "run": f"{workdir}: task {config.task}, {len(run.task.splits['train'])} training examples",
         "objective": describe_objective(config).partition(": ")[2],

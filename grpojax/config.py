@@ -105,9 +105,13 @@ class MeshConfig:
     data: int = -1  # prompts; parameters are replicated along it
     fsdp: int = 1  # prompts, and parameters sharded along it
     tensor: int = 1  # heads, feed-forward and vocabulary
+    # devices, the last ones, that do nothing but sample, split over tensor as the others are; the
+    # axes are those of the rest. 0: all devices do everything
+    sampling: int = 0
 
     def __post_init__(self):
         require_fields(self)
+        require(self.sampling >= 0, f"mesh.sampling must be 0 or more, got {self.sampling}")
         sizes = (self.data, self.fsdp, self.tensor)
         require(
             all(s > 0 or s == -1 for s in sizes),
@@ -208,6 +212,10 @@ class Config:
         require(
             self.algorithm == "grpo" or not process,
             "algorithm=ppo has advantages of its own; needs grpo.supervision=outcome, got process",
+        )
+        require(
+            not self.grpo.lag or self.mesh.sampling > 0,
+            "grpo.lag=1 samples while other devices train; set mesh.sampling to how many do, got 0",
         )
         buffer = self.grpo.overlong_buffer
         require(

@@ -15,7 +15,10 @@ from matplotlib.ticker import MaxNLocator
 LIGHT = {"back": "#ffffff", "text": "#3d4451", "grid": "#e6e8ec"}
 DARK = {"back": "#1c2028", "text": "#c3c9d4", "grid": "#343a46"}
 BLUE, ORANGE, GREEN, PURPLE, GRAY = "#3f7fd0", "#e08a4c", "#43a36b", "#9a72c7", "#8c93a0"
-TIMES = {"sample": BLUE, "reward": GREEN, "reference": PURPLE, "update": ORANGE, "checkpoint": GRAY}
+TIMES = {
+    "wait": BLUE, "sample": BLUE, "reward": GREEN, "reference": PURPLE, "update": ORANGE,
+    "checkpoint": GRAY,
+}  # fmt: skip
 FEW = 40  # points; a curve of no more shows each as a dot
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps [n], finite values [n]
@@ -123,6 +126,8 @@ def draw_clip(axes: Axes, series: Series) -> None:
 
 def draw_time(axes: Axes, series: Series) -> None:
     names = [name for name in TIMES if f"time/{name}" in series]
+    if "wait" in names:  # with a lag these two are beside the step, not in it
+        names = [name for name in names if name not in ("sample", "reward")]
     steps = np.unique(np.concatenate([series[f"time/{name}"][0] for name in names]))
     parts = [values_at(series, f"time/{name}", steps, 0.0) for name in names]
     colors = [TIMES[name] for name in names]

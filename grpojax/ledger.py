@@ -21,7 +21,7 @@ def make_ledger(config: Config) -> Callable[..., dict[str, float]]:
     decoding are one program, so they are one phase, "sample". The passes of "reference", which
     include those of an old policy, a critic and a reward model, begin before the host judges and
     are waited for after it: their seconds are both, and where judging is the slower of the two the
-    rate is a lower bound.
+    rate is a lower bound. With a lag judging is over before they begin.
     """
     model, grpo = config.model, config.grpo
     ppo = config.algorithm == "ppo"
@@ -45,7 +45,7 @@ def make_ledger(config: Config) -> Callable[..., dict[str, float]]:
         if ppo:
             moment = config.ppo.critic.moment_dtype
             updated += [update_work(model, lengths, head=False, moment_dtype=moment, **parts)]
-        waited = times["time/reward"] + times["time/reference"]
+        waited = times["time/reference"] + (0.0 if grpo.lag else times["time/reward"])
         phases = {"sample": (sampled, times["time/sample"])}
         if referred:
             phases["reference"] = referred, waited
@@ -60,13 +60,15 @@ def make_ledger(config: Config) -> Callable[..., dict[str, float]]:
     return ledger
 
 
-def shares(metrics: Mapping[str, Any], roofline: Roofline) -> dict[str, float]:
-    """The larger of its two rates against the roofline, for each phase in `metrics`."""
+def shares(metrics: Mapping[str, Any], roofline: Roofline, sampling: Roofline) -> dict[str, float]:
+    """The larger of its two rates against the roofline, for each phase in `metrics`; "sample"
+    against that of the devices that do it."""
     found = {}
     for phase in PHASES:
         if f"flops_per_second/{phase}" in metrics:
-            computed = metrics[f"flops_per_second/{phase}"] / roofline.flops
-            moved = metrics[f"bytes_per_second/{phase}"] / roofline.bytes
+            most = sampling if phase == "sample" else roofline
+            computed = metrics[f"flops_per_second/{phase}"] / most.flops
+            moved = metrics[f"bytes_per_second/{phase}"] / most.bytes
             found[f"roofline/{phase}"] = max(computed, moved)
     return found
 

@@ -12,7 +12,8 @@ TensorBoard does not get it.
 
 "step_time" is the seconds of the step itself; its parts are time/sample, time/reward,
 time/reference, time/update and time/summary. The other time/* are of what the run did between the
-step before and this one: time/record, time/iteration, time/evaluate, time/checkpoint.
+step before and this one: time/record, time/iteration, time/evaluate, time/checkpoint. With a lag
+time/wait is a part instead of time/sample and time/reward, which went by beside the step before.
 """
 
 import json

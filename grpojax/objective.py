@@ -70,6 +70,8 @@ class GRPOConfig:
     microbatches: int = 1  # parts a minibatch is computed in: changes memory, never the result
     # who gives π_old, when a step has several updates
     old_logps: Literal["sampler", "rescored"] = "sampler"
+    # steps by which sampling runs ahead of training: 0; or 1, on devices of its own (mesh.sampling)
+    lag: int = 0
     # π_ref: the first policy, of an outer iteration where there are (reward_model.every); the one
     # of the last multiple of N updates; the one an update ago
     reference: Literal["initial", "refreshed", "previous"] = "initial"
@@ -137,6 +139,12 @@ class GRPOConfig:
             f"mismatch={self.mismatch} weighs π_old against the sampler, which here is π_old "
             "itself; set old_logps=rescored",
         )
+        require(self.lag in (0, 1), f"lag must be 0 or 1 (steps), got {self.lag}")
+        require(
+            not self.lag or self.mismatch != "none",
+            "lag=1 trains on completions of the policy a step ago, which only a mismatch weighs; "
+            "set mismatch=truncated or masked, got none",
+        )
         rewarded = self.kl == "k1_reward"
         require(
             not (rewarded and self.advantage == "gdpo"),
@@ -157,7 +165,10 @@ class GRPOConfig:
 
     @property
     def on_policy(self) -> bool:
-        """One update a step: π_old is π_θ and the ratio needs no stored log-probabilities."""
+        """One update a step: π_old is π_θ and the ratio needs no stored log-probabilities.
+
+        With a lag too: how far π_θ is from the policy that sampled is the mismatch's to weigh.
+        """
         return self.minibatches == self.epochs_per_batch == 1
 
     @property

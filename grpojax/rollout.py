@@ -17,6 +17,7 @@ from grpojax.config import Config, GRPOConfig
 from grpojax.rewards import Judged, compute_rewards
 from grpojax.run import Run
 from grpojax.sampling import make_sampler, stream_key
+from grpojax.sharding import shard_batch, use_mesh
 from grpojax.steps import judge_steps
 from grpojax.summary import Laps
 from grpojax.task import Example
@@ -43,8 +44,9 @@ class Rollout(NamedTuple):
 def make_rollout(run: Run) -> Callable[..., Rollout]:
     """`rollout(params, examples, prompts, step, laps, meanwhile) -> Rollout`.
 
-    `meanwhile(completions)` is called when they are drawn and before the host judges: what
-    it dispatches runs on the device in the meantime. `laps` takes the times of both.
+    It samples on `run.sampling_mesh`, where `params` lie. `meanwhile(completions)` is called when
+    they are drawn, and where they are trained on, and before the host judges: what it dispatches
+    runs on the device in the meantime. `laps` takes the times of both.
     """
     config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
     named = list(config.rewards.values())
@@ -70,15 +72,16 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
         meanwhile: Callable[[Completions], None],
     ) -> Rollout:
         again, redrawn, draws = np.ones(len(examples), bool), 0, []
-        completions = judged = None
+        prompts = shard_batch(prompts, run.sampling_mesh)
+        drawn = judged = None
         for attempt in range(grpo.max_draws):
-            key = stream_key(config.seed, "redraw" if attempt else "train", step)
-            key = jax.random.fold_in(key, attempt) if attempt else key
-            drawn = sampler(params, prompts, key)
-            if attempt:
-                redrawn += int(again.sum())
-                drawn = take_groups(again, drawn, completions)
-            completions = drawn
+            with use_mesh(run.sampling_mesh):
+                key = stream_key(config.seed, "redraw" if attempt else "train", step)
+                key = jax.random.fold_in(key, attempt) if attempt else key
+                new = sampler(params, prompts, key)
+                drawn = take_groups(again, new, drawn) if attempt else new
+            redrawn += int(again.sum()) if attempt else 0
+            completions = shard_batch(drawn, run.mesh)
             tokens, mask = jax.device_get((drawn.tokens, drawn.mask))  # wait: the sampler
             laps.end("time/sample")
             lengths, cut_off = mask.sum(-1), reached_the_end(tokens, mask, run.stops)
@@ -86,13 +89,13 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
             texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
             rows = np.flatnonzero(again)
             draws.append((rows, lengths[rows]))
-            new = judge(
+            said = judge(
                 [examples[row] for row in rows],
                 [texts[row] for row in rows],
                 lengths[rows],
                 cut_off[rows],
             )
-            judged = merge(judged, new, again) if attempt else new
+            judged = merge(judged, said, again) if attempt else said
             laps.end("time/reward")
             again = without_spread(judged)
             if not again.any():

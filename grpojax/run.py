@@ -32,7 +32,7 @@ from grpojax.names import find_function
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
-from grpojax.sharding import check_mesh, make_mesh, sharded_init
+from grpojax.sharding import check_mesh, make_mesh, make_sampling_mesh, sharded_init
 from grpojax.task import Example, Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
@@ -55,6 +55,7 @@ class Run:
     stops: tuple[int, ...]  # ids that end a completion
     policy: Policy
     mesh: Mesh
+    sampling_mesh: Mesh  # on which training samples; `mesh`, unless devices do nothing else
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -79,7 +80,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         f"{tokenizer.vocab_size} tokens; raise it to that",
     )
     mesh = make_mesh(config.mesh)
-    check_mesh(mesh, config)
+    sampling_mesh = make_sampling_mesh(config.mesh, mesh)
+    check_mesh(mesh, sampling_mesh, config)
     return Run(
         config=config,
         workdir=workdir,
@@ -90,6 +92,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         stops=stop_ids(tokenizer, config.sampling.stop),
         policy=Policy(choose_attention(config.model, mesh.devices.flat[0])),
         mesh=mesh,
+        sampling_mesh=sampling_mesh,
     )
 
 

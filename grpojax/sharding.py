@@ -1,11 +1,11 @@
-"""Sharding: one mesh with the axes data, fsdp and tensor, and rules from logical axes to them.
+"""Sharding: a mesh with the axes data, fsdp and tensor, and rules from logical axes to them.
 
 Prompts are split over data and fsdp, parameters and optimizer state over fsdp and tensor. The
 program is the same on any mesh; XLA inserts the communication.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,25 +33,53 @@ RULES = (
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices of this process.
+    """The mesh over all devices of this process, without those that only sample.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
-    sizes, devices = [config.data, config.fsdp, config.tensor], jax.device_count()
+    require(
+        config.sampling < jax.device_count(),
+        f"mesh.sampling={config.sampling} must leave some of the {jax.device_count()} devices here "
+        "to train; lower it",
+    )
+    sizes, devices = [config.data, config.fsdp, config.tensor], jax.device_count() - config.sampling
     fixed = int(np.prod([size for size in sizes if size > 0]))
     sizes = [devices // fixed if size == -1 else size for size in sizes]
     require(
         int(np.prod(sizes)) == devices,
         f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} must multiply to the "
-        f"{devices} devices here; one axis can be -1 for the rest",
+        f"{devices} devices here that train; one axis can be -1 for the rest",
     )
+    return mesh_of(jax.devices()[:devices], sizes)
+
+
+def make_sampling_mesh(config: MeshConfig, training: Mesh) -> Mesh:
+    """The mesh over the devices that only sample; `training`, if there are none.
+
+    Its parameters are split over tensor as those of `training` are, and not over fsdp: decoding
+    would gather them for every token.
+
+    Raises:
+      ValueError: the devices do not divide by tensor.
+    """
+    if not config.sampling:
+        return training
+    tensor = training.shape["tensor"]
+    require_multiple("mesh.sampling", config.sampling, tensor, "the mesh's tensor")
+    return mesh_of(jax.devices()[-config.sampling :], [config.sampling // tensor, 1, tensor])
+
+
+def mesh_of(devices: Sequence[jax.Device], sizes: Sequence[int]) -> Mesh:
+    """A mesh of the three axes in these sizes."""
     # Auto, not the default Explicit: the policy states constraints and leaves the rest to XLA.
-    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=types, devices=devices)
 
 
-def check_mesh(mesh: Mesh, config: Config) -> None:
-    """Raises ValueError if the batch or the model does not fit the mesh."""
+def check_mesh(mesh: Mesh, sampling: Mesh, config: Config) -> None:
+    """Raises ValueError if the batch or the model does not fit the meshes of training and of
+    sampling."""
     model, grpo = config.model, config.grpo
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     require(
@@ -63,6 +91,8 @@ def check_mesh(mesh: Mesh, config: Config) -> None:
     parts = grpo.minibatches * grpo.microbatches * shards
     what = "minibatches * microbatches * the mesh's data * fsdp"
     require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
+    among = "the devices that sample / the mesh's tensor"
+    require_multiple("prompts_per_step", grpo.prompts_per_step, sampling.shape["data"], among)
     require_multiple("examples_per_step", config.sft.examples_per_step, shards, "data * fsdp")
     if config.reward_model.every:
         pairs, parts = config.reward_model.pairs_per_update, grpo.microbatches * shards
@@ -127,6 +157,11 @@ def with_shardings(boxed: Any, mesh: Mesh) -> Any:
 def shardings_of(tree: Any) -> Any:
     """The sharding of every leaf."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def moved(sharding: NamedSharding, mesh: Mesh) -> NamedSharding:
+    """The same split on another mesh."""
+    return NamedSharding(mesh, sharding.spec)
 
 
 def sharded_init(init: Callable[[], Any], like: Any) -> Any:

@@ -6,6 +6,7 @@ that is started again equals the run never killed.
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -28,9 +29,10 @@ from grpojax.ledger import describe_ledger, make_ledger, shares
 from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
 from grpojax.optimizer import make_optimizer, make_schedule
+from grpojax.pipeline import make_pipeline, with_abstract_older
 from grpojax.presets import describe_objective
 from grpojax.profiler import step_profiler
-from grpojax.rollout import evidence_of, make_rollout, reward_weights
+from grpojax.rollout import evidence_of, reward_weights
 from grpojax.roofline import roofline_of
 from grpojax.run import Run, initial_params, open_run, start_run
 from grpojax.scoring import make_entropies, make_scorer
@@ -47,9 +49,16 @@ MOST_REFUSED = 3  # updates in a row that may be refused because they are not fi
 
 
 def make_step(
-    run: Run, optimizer, like: TrainState, iteration: Iteration | None = None
+    run: Run,
+    optimizer,
+    like: TrainState,
+    iteration: Iteration | None = None,
+    thread: Executor | None = None,
 ) -> Callable:
-    """`one_step(state, frozen, step) -> (state, metrics, batch, groups)`: one batch of prompts."""
+    """`one_step(state, frozen, step) -> (state, metrics, batch, groups)`: one batch of prompts.
+
+    With `grpo.lag` the next batch is drawn in `thread` meanwhile.
+    """
     config, grpo, sampling = run.config, run.config.grpo, run.config.sampling
     batch_of = make_batches(
         run.task.splits["train"],
@@ -59,7 +68,7 @@ def make_step(
         seed=config.seed,
         long_prompts=config.data.long_prompts,
     )
-    rollout = make_rollout(run)
+    draw = make_pipeline(run, batch_of, thread)
     scorer = make_scorer(run.policy, temperature=sampling.temperature)
     entropies = make_entropies(run.policy, temperature=sampling.temperature)
     weigher = make_weigher(
@@ -95,7 +104,8 @@ def make_step(
                     state.reward_model, frozen, prompts, completions, step + 1
                 )
 
-        drawn, agreed = rollout(params, examples, prompts, step, laps, meanwhile), {}
+        drawn, older = draw(state, frozen, examples, prompts, step, laps, meanwhile)
+        agreed = {}
         if iteration:
             judged, agreed = iteration.judge(
                 drawn.judged, prompts, drawn.completions, scored["scores"], step + 1
@@ -119,7 +129,8 @@ def make_step(
         laps.end("time/reference")
 
         learning_rate = schedule(state.update)
-        state, updated = update(state, frozen, batch)
+        state, updated = update(state.replace(older_params=None), frozen, batch)
+        state = state.replace(older_params=older)
         if critic:
             state, seen = critic.update(state, frozen, batch, scored["values"], returns)
             updated |= seen
@@ -132,6 +143,8 @@ def make_step(
             metrics |= step_metrics(drawn.step_rewards, drawn.step_ends)
         if grpo.max_draws > 1:
             metrics["completions/redrawn_groups"] = drawn.redrawn
+        if grpo.lag:
+            metrics["sampling/lag"] = min(step, grpo.lag)
         shown = jax.device_get(advantages)
         groups = as_groups(examples, drawn.texts, drawn.judged, shown, drawn.mask)
         metrics |= ledger(Lengths(read, lengths), drawn.draws, laps.times, scored=bool(agreed))
@@ -173,15 +186,17 @@ def train(
         if iteration_steps:
             like = with_abstract_reward_model(like, run)
         iteration = make_iteration(run, like) if iteration_steps else None
-        one_step = make_step(run, optimizer, like, iteration)
+        thread = stack.enter_context(ThreadPoolExecutor(1, "sampling"))
+        one_step = make_step(run, optimizer, like, iteration, thread)
         evaluate = make_evaluator(
             run, examples=config.evaluation.examples, samples=samples, k=(samples,)
         )
         start_run(run, allow_config_change=allow_config_change)
         roofline = roofline_of(run.mesh.devices.flat)
+        sampling = roofline_of(run.sampling_mesh.devices.flat)
         checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.callback(close, checkpoints)
-        state, done = restore(checkpoints, like, print) or (None, 0)
+        state, done = restore(checkpoints, with_abstract_older(like, run), print) or (None, 0)
         frozen: Params = {}
         if state is None or config.model.lora_rank:
             trained, frozen = split(initial_params(run, print))
@@ -224,7 +239,7 @@ def train(
             accuracy, laps = None, Laps()
             step += 1  # from here on: batches done
             num_tokens += metrics["num_tokens"]
-            metrics |= {"num_tokens": num_tokens, **shares(metrics, roofline), **waited}
+            metrics |= {"num_tokens": num_tokens, **shares(metrics, roofline, sampling), **waited}
             writer.write(step, metrics)
             console.step(step, metrics)
             if step == 1 or step % log.completions_every == 0:

@@ -120,6 +120,8 @@ class TrainState:
     ref_params: Params | None  # None when beta is 0
     critic: ScalarState | None = None  # of PPO
     reward_model: ScalarState | None = None  # of iterative GRPO
+    # with a lag, on the devices that sample: those before the last step, for the next completions
+    older_params: Params | None = None
 
 
 State = TrainState | ScalarState

@@ -43,6 +43,7 @@ LEVELS = [
         "sample",
         "export",
         "rollout",
+        "pipeline",
         "actor_critic",
         "iteration",
     },
@@ -63,6 +64,7 @@ FAMILIES = [
     {"report", "curves"},
     {"estimates", "coleg"},
     {"answers", "measures", "evaluate"},
+    {"rollout", "pipeline"},
     LEVELS[8],
 ]
 WALLS = {

@@ -53,8 +53,10 @@ def test_the_share_of_the_roofline_is_that_of_the_nearer_bound():
     roofline = Roofline(flops=200e9, bytes=40e9, measured=True)
     line = {"flops_per_second/sample": 20e9, "bytes_per_second/sample": 30e9}
     line |= {"flops_per_second/update": 100e9, "bytes_per_second/update": 10e9}
-    found = shares(line, roofline)
+    found = shares(line, roofline, roofline)
     assert found == {"roofline/sample": 0.75, "roofline/update": 0.5}
+    fewer = Roofline(flops=100e9, bytes=32e9, measured=True)  # devices of its own sample
+    assert shares(line, roofline, fewer) == found | {"roofline/sample": 0.9375}
     line |= found | {"time/sample": 0.25, "time/update": 1.5, "step_time": 2.0}
     assert describe_ledger([], roofline) == "the roofline is 200 GFLOP/s, 40 GB/s, measured"
     compiling = {name: 50.0 for name in line}

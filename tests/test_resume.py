@@ -112,7 +112,7 @@ def restored(workdir, config: Config) -> TrainState:
         if config.reward_model.every:
             learnt = fresh_scalar_state(scalar, reward_optimizer(config))
             state = state.replace(reward_model=learnt)
-        return state
+        return state.replace(older_params=params if config.grpo.lag else None)
 
     checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     try:

@@ -5,6 +5,7 @@ into a zero, which would be an opinion about it. Imports no jax.
 """
 
 import numbers
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan
@@ -20,6 +21,7 @@ from grpojax.rewards.failure import Failed
 from grpojax.task import Example, Reward, Task
 
 LARGEST = float(np.finfo(np.float32).max)
+TURN = threading.Lock()  # a batch judged ahead and an evaluation share what calls their rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ def compute_rewards(
     `weights` are in the order of `rewards`. A reward fails for a completion that it raises for,
     exceeds its time limit for, or gives anything for but one number that float32 holds (True and
     False are 1 and 0). `judging.on_failure` says what becomes of that completion. Nothing but a
-    time limit makes the outcome depend on the order in which calls end.
+    time limit makes the outcome depend on the order in which calls end. Safe to call from any
+    thread; one batch is judged at a time.
 
     Raises:
       ValueError: there are not as many weights as rewards, or groups as examples, or the groups
@@ -62,7 +65,8 @@ def compute_rewards(
         )
     shape = len(texts), sizes.pop()
     cases = [(example, text) for example, group in zip(examples, texts) for text in group]
-    said, counts = call_rewards(list(rewards.values()), cases, judging)
+    with TURN:
+        said, counts = call_rewards(list(rewards.values()), cases, judging)
     values = np.zeros((len(rewards), len(cases)), np.float32)
     total, valid = np.zeros(len(cases), np.float32), np.ones(len(cases), bool)
     failure = ""
