@@ -34,6 +34,9 @@ def draw(systems: dict[str, dict[str, Any]], window: int, level: float, path: Pa
         axes.set_xlim(left=0)
     by_update.set_ylim(0, 1)
     by_update.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    by_update.set_title(
+        "thin: each seed; band: 95 % of the mean", loc="left", fontsize=8.5, color="#3d4451"
+    )
     by_update.set_xlabel("update", fontsize=9.5)
     by_minute.set_xlabel("minutes", fontsize=9.5)
     by_update.set_ylabel(f"reward, mean of {window} updates", fontsize=9.5)
@@ -55,16 +58,18 @@ def draw_system(axes: Axes, name: str, system: dict[str, Any], x, by_seed, curve
 
 
 def mark_level(axes: Axes, name: str, system: dict[str, Any], level: float) -> None:
-    """A dot, with its minutes, where the seeds were at the level on average."""
+    """A dot where the seeds were at the level on average, and its minutes on the axis."""
     seconds, _ = system["to_level_interval"]
     if seconds is None:
         return
-    axes.plot(seconds / 60, level, "o", color=COLOURS[name], ms=6, mec="white", mew=1.2, zorder=5)
+    minutes, colour = seconds / 60, COLOURS[name]
+    axes.vlines(minutes, 0, level, color=colour, lw=0.9, ls=(0, (1, 2)))
+    axes.plot(minutes, level, "o", color=colour, ms=6, mec="white", mew=1.2, zorder=5)
     axes.annotate(
-        f"{level:g} after {seconds / 60:.0f} min",
-        (seconds / 60, level),
-        xytext=(6, -14),
+        f"{level:g} after {minutes:.0f} min",
+        (minutes, 0),
+        xytext=(5, 6),
         textcoords="offset points",
         fontsize=8.5,
-        color=COLOURS[name],
+        color=colour,
     )
