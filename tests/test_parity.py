@@ -267,9 +267,10 @@ def test_the_worker_trains_on_the_planned_prompts_and_stops_at_others(task, tmp_
 
 def test_a_line_is_written_as_each_update_ends(tmp_path):
     updates = Updates(tmp_path)
+    updates.end([[7]], [0.0], 2.0)
     updates.end([[1, 2]], [1.0], 3.0)
-    (line,) = map(json.loads, (tmp_path / FILE).read_text().splitlines())
-    assert line.pop("seconds") >= 0
+    first, line = map(json.loads, (tmp_path / FILE).read_text().splitlines())
+    assert first["completions"] == [[7]] and line.pop("seconds") >= 0
     assert line == {"completions": [[1, 2]], "rewards": [1.0], "grad_norm": 3.0}
     updates.done()
     assert cells.is_whole(tmp_path / FILE)
