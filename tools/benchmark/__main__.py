@@ -9,18 +9,16 @@ the work folder. docs/benchmarks.md says what is measured.
 
 import argparse
 import json
-import os
-import platform
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from grpojax.run import git_commit
 from tools.benchmark import gate
-from tools.benchmark.environments import python_of, versions
+from tools.benchmark.environments import python_of
+from tools.benchmark.floor import floor
+from tools.benchmark.machine import about, rates
 from tools.benchmark.plot import draw
-from tools.benchmark.results import as_table, ratios, read_run, summarise
+from tools.benchmark.results import as_line, as_table, ratios, read_run, summarise
 from tools.benchmark.rows import ROWS, SEED, Row
 from tools.benchmark.runs import SYSTEMS, Failed, run
 
@@ -36,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for name in arguments.systems:
         python_of(SYSTEMS[name].library, arguments.workdir)
-    results = about(arguments.systems, arguments.threads, arguments.workdir)
+    libraries = [SYSTEMS[name].library for name in arguments.systems]
+    results = about(libraries, arguments.threads, arguments.workdir)
+    results |= {"seed": SEED, "bounds": gate.BOUNDS, "rows": []}
     for name in arguments.rows:
         row = ROWS[name]
         systems = [s for s in arguments.systems if SYSTEMS[s].dtype == "float32" or row.half]
@@ -46,30 +46,12 @@ def main(argv: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         results["rows"].append(measured)
-        print(as_table(row.title, measured["systems"], measured["bars"]) + "\n", flush=True)
+        print(as_table(row.title, measured["systems"], measured["bars"]), flush=True)
+        print(as_line(measured["rates"], measured["floor"]) + "\n", flush=True)
         text = json.dumps(results, indent=1) + "\n"
         (arguments.workdir / "benchmark.json").write_text(text)
         draw(results["rows"], arguments.workdir / "benchmark.png")
     return 0
-
-
-def about(systems: list[str], threads: int, workdir: Path) -> dict[str, Any]:
-    """What the results were measured on, and an empty list of them."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = {line.partition(": ")[2] for line in lines if line.startswith("model name")}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    libraries = {SYSTEMS[name].library for name in systems}
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "commit": git_commit(),
-        "machine": f"{', '.join(models)}, {os.cpu_count()} cores, {memory / 1e9:.0f} GB",
-        "python": platform.python_version(),
-        "threads": threads,
-        "seed": SEED,
-        "versions": {name: versions(name, workdir) for name in sorted(libraries)},
-        "bounds": gate.BOUNDS,
-        "rows": [],
-    }
 
 
 def measure(row: Row, systems: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -104,10 +86,16 @@ def measure(row: Row, systems: list[str], arguments: argparse.Namespace) -> dict
         name: {"failed": failed[name]} if name in failed else summarise(rounds[name])
         for name in systems
     }
-    bars = ratios(row, summary)
+    now = rates()
     return {
-        "row": row.name, "title": row.title, "gate": apart, "systems": summary, "bars": bars,
-    }  # fmt: skip
+        "row": row.name,
+        "title": row.title,
+        "gate": apart,
+        "systems": summary,
+        "bars": ratios(row, summary),
+        "rates": now,
+        "floor": floor(row, now["flops"], now["bytes"]),
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from tools.benchmark.__main__ import about
+from tools.benchmark.machine import about
 from tools.benchmark.results import as_table, read_run, summarise
 from tools.benchmark.rows import ROWS
 from tools.benchmark.runs import ABLATIONS, Failed, run
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
     arguments = parser.parse_args()
-    results = about(["grpojax"], arguments.threads, arguments.workdir)
+    results = about(["grpojax"], arguments.threads, arguments.workdir) | {"rows": []}
     for name in arguments.rows:
         row, rounds = ROWS[name], {each: [] for each in ABLATIONS}
         for turn in range(arguments.rounds):

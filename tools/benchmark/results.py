@@ -93,3 +93,12 @@ def cell(system: dict[str, Any], part: str) -> str:
     if not high:
         return "-"
     return f"{system['median'][part]:.3g} ({low:.3g}-{high:.3g})"
+
+
+def as_line(rates: dict[str, float], floor: dict[str, float]) -> str:
+    """The floor of a row at the rates that the machine had."""
+    parts = ", ".join(f"{part} {seconds:.3g}" for part, seconds in floor.items())
+    return (
+        f"- floor {sum(floor.values()):.3g} s ({parts}) at {rates['flops'] / 1e9:.0f} GFLOP/s and "
+        f"{rates['bytes'] / 1e9:.1f} GB/s, measured after the runs"
+    )

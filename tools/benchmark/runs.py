@@ -91,13 +91,23 @@ def run(
     system = (SYSTEMS | ABLATIONS)[name]
     weights = make_folder(workdir.absolute() / "weights", row)
     output = workdir.absolute() / "runs" / f"{row.name}-{name}-{kind}-{turn}".replace(" ", "-")
-    output.mkdir(parents=True, exist_ok=True)
     for left in ("gate.npz", "steps.jsonl"):
         (output / left).unlink(missing_ok=True)
-    task = task_of(row, system, kind, weights, threads) | {"output": str(output)}
-    (output / "task.json").write_text(json.dumps(task))
-    module = f"tools.benchmark.workers.{system.library}"
-    command = [python_of(system.library, workdir), "-m", module, str(output / "task.json")]
+    task = task_of(row, system, kind, weights, threads)
+    launch(system.library, f"tools.benchmark.workers.{system.library}", task, output, workdir)
+    return output
+
+
+def launch(library: str, module: str, task: dict[str, Any], output: Path, workdir: Path) -> None:
+    """Runs the worker `module` on `task` in the environment of `library`, until it has ended; what
+    it leaves, and its log, are in the folder `output`.
+
+    Raises:
+      Failed: it gave up, because there was not enough memory or for what its log says.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "task.json").write_text(json.dumps(task | {"output": str(output)}))
+    command = [python_of(library, workdir), "-m", module, str(output / "task.json")]
     kept = {key: value for key, value in os.environ.items() if key in KEPT}
     with (output / "log.txt").open("w") as log:
         done = subprocess.run(
@@ -105,7 +115,6 @@ def run(
         )
     if done.returncode:
         raise Failed(reason(done.returncode, output / "log.txt"))
-    return output
 
 
 def reason(code: int, log: Path) -> str:

@@ -50,47 +50,54 @@ def rewards(completion_ids: list[list[int]], **_) -> list[float]:
     return [reward(ids) for ids in completion_ids]
 
 
+def make_config(**of_the_work: Any) -> GRPOConfig:
+    """The trainer's config: what is the same in every work, and what is said of this one."""
+    config = {
+        "use_cpu": True,
+        # The work.
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "shuffle_dataset": False,
+        # The objective.
+        "num_iterations": 1,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "use_bias_correction_kl": False,  # True, its default, is k3 weighted by the ratio
+        # The optimizer: AdamW in one kernel, its default.
+        "optim": "adamw_torch_fused",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "gradient_checkpointing": False,
+        # Nothing else in a step.
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return GRPOConfig(**config | of_the_work)
+
+
 def make_trainer(task: dict[str, Any], steps: Steps) -> GRPOTrainer:
     """A trainer whose every step is one batch of the same prompts."""
     count = len(task["prompts"]) * task["group_size"]
-    config = GRPOConfig(
+    config = make_config(
         output_dir=task["output"],
-        use_cpu=True,
         bf16=task["dtype"] == "bfloat16",
         model_init_kwargs={"dtype": task["dtype"]},
-        # The work.
         num_generations=task["group_size"],
         per_device_train_batch_size=count,
         gradient_accumulation_steps=1,
         max_completion_length=task["completion_length"],
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        shuffle_dataset=False,
         max_steps=task["steps"],
-        # The objective.
         beta=task["beta"],
         epsilon=task["clip"],
-        num_iterations=1,
-        loss_type="grpo",
-        scale_rewards="group",
-        use_bias_correction_kl=False,  # True, its default, is k3 weighted by the ratio
-        # The optimizer: AdamW in one kernel, its default.
-        optim="adamw_torch_fused",
         learning_rate=task["learning_rate"],
         lr_scheduler_type="constant",
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        weight_decay=0.0,
         max_grad_norm=task["max_grad_norm"],
-        gradient_checkpointing=False,
-        # Nothing else in a step.
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
     )
     return GRPOTrainer(
         model=task["folder"],
