@@ -80,7 +80,8 @@ class ModelConfig:
     # of whole prompts and completions: a fused kernel where the device has one that fits (auto),
     # products and a softmax (xla), cuDNN's kernel (NVIDIA), or splash attention (TPU)
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
+    # recompute each block in the backward pass, its products too: less memory, one more forward
+    remat: bool = False
 
     def __post_init__(self):
         require_fields(self)

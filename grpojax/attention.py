@@ -31,9 +31,10 @@ def attend_one(
     The N = K * R query heads are grouped by the key head they share. Logits and weights are
     float32, multiplied by `scale`, then bounded by `softcap` (0: not).
     """
+    queries = jnp.moveaxis(queries, 0, 2)  # as products read and write them, without a copy
 
     def score(kv: KV, mask: Array) -> Array:
-        logits = jnp.einsum("skrh,kht->krst", queries, kv.keys, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("krsh,kht->krst", queries, kv.keys, preferred_element_type=jnp.float32)
         return jnp.where(mask, soften(logits * scale, softcap), MASKED)
 
     parts = [(score(own, own_mask), own.values)]
@@ -49,12 +50,12 @@ def attend_one(
         weights = jnp.exp(logits - peak)
         total += weights.sum(-1)
         mixed += jnp.einsum(
-            "krst,kth->skrh",
+            "krst,kth->krsh",
             weights.astype(values.dtype),
             values,
             preferred_element_type=jnp.float32,
         )
-    return (mixed / jnp.moveaxis(total, -1, 0)[..., None]).astype(queries.dtype)
+    return jnp.moveaxis(mixed / total[..., None], 2, 0).astype(queries.dtype)
 
 
 def attend(

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 # jax.nn.dot_product_attention rounds the log-sum-exp to bfloat16, by up to 1.6 % of a part's weight
 # for one of 4 to 8, and has no backward pass that takes one.
 from jax._src.cudnn import fused_attention_stablehlo as fused
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from grpojax.types import KV
+from grpojax.types import KEPT, KV
 
 
 class Calls(NamedTuple):
@@ -123,7 +124,7 @@ def merge(
 
 
 def merged_forward(calls: Calls, scale: float, queries: Array, own: Own, shared: Shared | None):
-    mixed, lse = merge(calls, scale, queries, own, shared)
+    mixed, lse = checkpoint_name(merge(calls, scale, queries, own, shared), KEPT)
     return mixed, (queries, own, shared, mixed, lse)
 
 

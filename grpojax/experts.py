@@ -11,11 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.architecture import ModelConfig
 from grpojax.layers import ACTIVATIONS, Linear
+from grpojax.types import KEPT
 
 
 @struct.dataclass
@@ -38,7 +40,7 @@ class Experts(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         shape, axes = (c.embed_dim, c.num_experts), ("embed", None)
         sums = jnp.dtype(jnp.float32)
-        logits = Linear(c, "bgsd,de->bgse", shape, axes, sum_dtype=sums, name="router")(x)
+        logits = Linear(c, shape, axes, sum_dtype=sums, name="router")(x)
         probabilities = jax.nn.softmax(logits)
         weights, chosen = jax.lax.top_k(probabilities, c.experts_per_token)
         if c.normalize_router:
@@ -108,8 +110,9 @@ def mix_local(
     ours = (expert[order] < held)[:, None]
     # `ragged_dot` leaves the rows after its last group undefined, in the gradient too.
     rows = jnp.where(ours, tokens[order // taken], 0.0)
-    hidden = ACTIVATIONS[activation](jax.lax.ragged_dot(rows, gate, sizes))
-    made = jax.lax.ragged_dot(hidden * jax.lax.ragged_dot(rows, up, sizes), down, sizes)
+    gate, up = (checkpoint_name(jax.lax.ragged_dot(rows, w, sizes), KEPT) for w in (gate, up))
+    hidden = ACTIVATIONS[activation](gate) * up
+    made = checkpoint_name(jax.lax.ragged_dot(hidden, down, sizes), KEPT)
     scaled = jnp.where(ours, made * weights.reshape(-1)[order][:, None], 0.0)
     return jnp.zeros_like(tokens).at[order // taken].add(scaled).reshape(x.shape)
 

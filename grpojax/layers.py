@@ -10,20 +10,28 @@ import qwix
 from jaxtyping import Array
 
 from grpojax.architecture import ModelConfig
+from grpojax.types import KEPT
 
 ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=True)}
+# What a backward pass finds of a block's forward pass: products with parameters, and what kernels
+# made. The rest, attention's weights among it, is quicker computed again than stored.
+PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KEPT),
+)
 
 
 class Linear(nn.Module):
-    """Product with one kernel, whose first axes `equation` contracts, plus an adapter if targeted.
+    """Product of the last axes of x with a kernel, plus an adapter if targeted.
 
     An adapter (LoRA, 2106.09685) adds (x a) b * alpha / rank: two thin products, and b starts at 0.
+    Each product is one of matrices, for which nothing has to be transposed.
     """
 
     config: ModelConfig
-    equation: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]  # logical names of the kernel's axes; None: on every device
+    inputs: int = 1  # how many of the axes, the first, x has too
     bias: bool = False
     dtype: jnp.dtype | None = None  # of the product, if not the compute dtype
     sum_dtype: jnp.dtype | None = None  # of the sums, if not the product's
@@ -31,29 +39,27 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, dtype = self.config, self.dtype or jnp.dtype(self.config.compute_dtype)
-        operands, result = self.equation.split("->")
-        source, kernel = operands.split(",")
-        inputs = sum(letter in source for letter in kernel)
-        narrow = nn.initializers.normal(math.prod(self.shape[:inputs]) ** -0.5)
-        zeros = nn.initializers.zeros
+        inputs, outputs = self.shape[: self.inputs], self.shape[self.inputs :]
+        wide, rank = math.prod(inputs), c.lora_rank
+        narrow, zeros = nn.initializers.normal(wide**-0.5), nn.initializers.zeros
 
         def leaf(name: str, init: nn.initializers.Initializer, shape, axes) -> Array:
             value = self.param(name, nn.with_logical_partitioning(init, axes), shape)
             value = qwix.dequantize(value) if isinstance(value, qwix.QArray) else value
             return jnp.asarray(value, dtype)
 
-        x = x.astype(dtype)
-        weights = leaf("kernel", narrow, self.shape, self.axes)
-        y = jnp.einsum(self.equation, x, weights, preferred_element_type=self.sum_dtype)
+        leading = x.shape[: x.ndim - self.inputs]
+        x = x.astype(dtype).reshape(*leading, wide)
+        kernel = leaf("kernel", narrow, self.shape, self.axes).reshape(wide, -1)
+        y = jnp.matmul(x, kernel, preferred_element_type=self.sum_dtype)
         if self.bias:
-            y += leaf("bias", zeros, self.shape[inputs:], self.axes[inputs:])
-        if c.lora_rank and self.name in c.lora_targets:
-            rank = (c.lora_rank,)
-            a = leaf("lora_a", narrow, self.shape[:inputs] + rank, (*self.axes[:inputs], "rank"))
-            b = leaf("lora_b", zeros, rank + self.shape[inputs:], ("rank", *self.axes[inputs:]))
-            low = jnp.einsum(f"{source},{kernel[:inputs]}r->{result[:3]}r", x, a)
-            y += c.lora_scale * jnp.einsum(f"{result[:3]}r,r{kernel[inputs:]}->{result}", low, b)
-        return y
+            y += leaf("bias", zeros, outputs, self.axes[self.inputs :]).reshape(-1)
+        if rank and self.name in c.lora_targets:
+            of_inputs, of_outputs = self.axes[: self.inputs], self.axes[self.inputs :]
+            a = leaf("lora_a", narrow, (*inputs, rank), (*of_inputs, "rank"))
+            b = leaf("lora_b", zeros, (rank, *outputs), ("rank", *of_outputs))
+            y += c.lora_scale * (x @ a.reshape(wide, rank)) @ b.reshape(rank, -1)
+        return y.reshape(*leading, *outputs)
 
 
 class Norm(nn.Module):
@@ -82,7 +88,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         shape, axes = (c.embed_dim, c.ffw_dim), ("embed", "ffw")
-        gate = Linear(c, "bgsd,df->bgsf", shape, axes, name="gate")(x)
-        up = Linear(c, "bgsd,df->bgsf", shape, axes, name="up")(x)
+        gate = Linear(c, shape, axes, name="gate")(x)
+        up = Linear(c, shape, axes, name="up")(x)
         hidden = ACTIVATIONS[c.activation](gate) * up
-        return Linear(c, "bgsf,fd->bgsd", shape[::-1], axes[::-1], name="down")(hidden)
+        return Linear(c, shape[::-1], axes[::-1], name="down")(hidden)

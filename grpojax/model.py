@@ -20,8 +20,8 @@ from grpojax.architecture import ModelConfig
 from grpojax.attention import attend, soften
 from grpojax.experts import Experts, Routing
 from grpojax.kernels import KERNELS
-from grpojax.layers import FeedForward, Linear, Norm
-from grpojax.rotary import frequencies, rotate
+from grpojax.layers import PRODUCTS, FeedForward, Linear, Norm
+from grpojax.rotary import frequencies, rotate, turns
 from grpojax.sharding import on_each_device, with_shardings
 from grpojax.types import KV, Params, Prefix
 
@@ -33,7 +33,7 @@ HEADS = (3, 2, None, 1, None)
 class Kind:
     """In what layers differ."""
 
-    frequencies: Float[Array, "*L half"]  # of the rotary positions
+    turn: Int[Array, "*L"]  # which of `Context.turns`
     window: Int[Array, "*L"]  # tokens that a query sees back, itself included
 
 
@@ -41,7 +41,7 @@ class Kind:
 class Context:
     """What every layer sees alike. A distance is from a key forward to a query, in tokens."""
 
-    positions: Int[Array, "B 1 S"]  # of the tokens in their own sequence, padding not counted
+    turns: Float[Array, "U 2 B S half"]  # of the tokens by their rotary positions
     own_mask: Bool[Array, "B S T"]  # own tokens that a query may see
     own_distance: Int[Array, "S T"]
     prefix_mask: Bool[Array, "B 1 P"] | None  # prompt tokens that exist
@@ -74,7 +74,7 @@ class Attention(nn.Module):
             (c.embed_dim, c.num_kv_heads, c.head_dim),
             ("embed", "kv_heads", "head_dim"),
         )
-        project = functools.partial(Linear, c, "bgsd,dnh->bgsnh", bias=c.qkv_bias)
+        project = functools.partial(Linear, c, bias=c.qkv_bias)
         queries = project(shape, axes, name="query")(x)
         keys = project(kv_shape, kv_axes, name="key")(x)
         values = project(kv_shape, kv_axes, name="value")(x)
@@ -82,8 +82,8 @@ class Attention(nn.Module):
             over = {"head": 1, "all": 2}[c.qk_norm]
             queries = Norm(c, over, name="query_norm")(queries).astype(dtype)
             keys = Norm(c, over, name="key_norm")(keys).astype(dtype)
-        queries = rotate(queries, context.positions, kind.frequencies)
-        keys = rotate(keys, context.positions, kind.frequencies)
+        turn = context.turns[kind.turn if len(context.turns) > 1 else 0]
+        queries, keys = rotate(queries, turn), rotate(keys, turn)
         own = KV(jnp.moveaxis(keys, 2, -1), jnp.moveaxis(values, 2, -2))
         if cache is not None:
             at = context.column
@@ -108,7 +108,7 @@ class Attention(nn.Module):
                 softcap=c.attention_softcap,
             )
         shape, axes = shape[1:] + shape[:1], axes[1:] + axes[:1]
-        return Linear(c, "bgsnh,nhd->bgsd", shape, axes, name="out")(mixed), own
+        return Linear(c, shape, axes, inputs=2, name="out")(mixed), own
 
 
 class Block(nn.Module):
@@ -149,9 +149,9 @@ class Policy(nn.Module):
             nn.initializers.normal(c.embed_dim**-0.5), ("vocab", "embed")
         )
         self.embed = nn.Embed(c.vocab_size, c.embed_dim, embedding_init=init)
-        block = nn.remat(Block, prevent_cse=False) if c.remat and not self.unrolled else Block
+        block = nn.remat(Block, prevent_cse=False, policy=None if c.remat else PRODUCTS)
         if self.unrolled:
-            self.layers = [block(c) for _ in range(c.num_layers)]
+            self.layers = [Block(c) for _ in range(c.num_layers)]
         else:
             self.layers = nn.scan(
                 block,
@@ -162,10 +162,14 @@ class Policy(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c)
         self.final_norm = Norm(c)
+        # Angles are computed once for all layers that share them.
+        self.frequencies, self.turn_of_layer = np.unique(
+            frequencies(c), axis=0, return_inverse=True
+        )
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
             sums = jnp.dtype(jnp.float32)
-            self.head = Linear(c, "bgsd,dv->bgsv", shape, axes, dtype=head_dtype(c), sum_dtype=sums)
+            self.head = Linear(c, shape, axes, dtype=head_dtype(c), sum_dtype=sums)
 
     def __call__(self, tokens: Int[Array, "B P"]) -> Float[Array, "B 1 V"]:
         """Logits of the token after each prompt; what `init` traces."""
@@ -179,7 +183,8 @@ class Policy(nn.Module):
         the prefix."""
         distance = distances(jnp.arange(tokens.shape[1]), jnp.arange(tokens.shape[1]))
         visible = (distance >= 0) & mask[:, None, :]
-        context = Context(positions_of(mask)[:, None], visible, distance, None, None, exist=mask)
+        turned = turns(positions_of(mask), self.frequencies)
+        context = Context(turned, visible, distance, None, None, exist=mask)
         hidden, kv = self._run(tokens[:, None], None, None, context)
         alone = jax.tree.map(lambda a: jnp.squeeze(a, -4), kv)  # a group of one -> no group
         return hidden[:, 0, -1], Prefix(alone, mask, mask.sum(-1, dtype=jnp.int32))
@@ -207,7 +212,7 @@ class Policy(nn.Module):
         if self.config.sliding_window:
             prefix_distance = jax.vmap(distances)(positions, positions_of(prefix.mask))
         context = Context(
-            positions=positions[:, None],
+            turns=turns(positions, self.frequencies),
             own_mask=jnp.broadcast_to(distance >= 0, (batch, *distance.shape)),
             own_distance=distance,
             prefix_mask=prefix.mask[:, None],
@@ -239,7 +244,7 @@ class Policy(nn.Module):
             x *= jnp.asarray(c.embed_dim**0.5, x.dtype)
         window = np.full(c.num_layers, np.iinfo(np.int32).max, np.int32)
         window[list(c.local_layers)] = c.sliding_window
-        kinds = Kind(jnp.asarray(frequencies(c)), jnp.asarray(window))
+        kinds = Kind(jnp.asarray(self.turn_of_layer), jnp.asarray(window))
         if not self.unrolled:
             x, stored = self.layers(x, (prefix, cache), kinds, context)
             return self.final_norm(x), stored

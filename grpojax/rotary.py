@@ -37,14 +37,19 @@ def scaled(table: Float[np.ndarray, "half"], config: ModelConfig) -> Float[np.nd
     return kept * table + (1 - kept) * stretched
 
 
+def turns(
+    positions: Int[Array, "B S"], frequencies: Float[np.ndarray, "U half"]
+) -> Float[Array, "U 2 B S half"]:
+    """Cosine and sine of position times frequency, in float32."""
+    angles = positions[..., None] * frequencies[:, None, None]
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
 def rotate(
-    x: Float[Array, "B G S heads H"],
-    positions: Int[Array, "B #G S"],
-    frequencies: Float[Array, "half"],
+    x: Float[Array, "B G S heads H"], turn: Float[Array, "2 B S half"]
 ) -> Float[Array, "B G S heads H"]:
-    """`x` with each pair turned by position times frequency; computed in float32."""
-    angles = positions[..., None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    """`x` with each pair turned by the angle of its position; computed in float32."""
+    cos, sin = turn[:, :, None, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

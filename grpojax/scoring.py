@@ -95,7 +95,7 @@ def score_hidden(
 
 def entropy_of(logps: Float[Array, "*s V"]) -> Float[Array, "*s"]:
     """Entropy in nats of distributions given by their log-probabilities."""
-    return -(jnp.exp(logps) * logps).sum(-1)
+    return -jnp.vecdot(jnp.exp(logps), logps, precision=jax.lax.Precision.HIGHEST)
 
 
 def score_slices(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float
 
-from grpojax.types import KV
+from grpojax.types import KEPT, KV
 
 LANES = 128  # of a TPU's vectors: blocks are multiples of it
 BLOCK = 512  # queries or keys at a time
@@ -82,6 +82,7 @@ def attend_splash(
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
     mixed = jax.vmap(kernel)(

@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float, Int
 Params = dict[str, Any]
 """A plain nested dict of arrays: what Flax calls the "params" collection, unboxed."""
 
+KEPT = "kept"
+"""The name of what is kept for the backward pass though it is no plain product."""
+
 
 @struct.dataclass
 class Prompts:

@@ -7,7 +7,13 @@ from grpojax import rotary
 from grpojax.architecture import ModelConfig
 
 H = 6
-rotate = jax.jit(rotary.rotate)
+
+
+def rotate(x, positions, frequencies):
+    """In a layer of the second kind of two."""
+    both = np.stack([0 * frequencies, frequencies])
+    turned = jax.jit(lambda x, at: rotary.rotate(x, rotary.turns(at, both)[1]))
+    return turned(x, positions)
 
 
 def frequencies(base, **fields):
@@ -17,8 +23,8 @@ def frequencies(base, **fields):
 
 def test_rotation_turns_the_two_halves_of_a_head_as_complex_numbers():
     x = np.random.default_rng(1).standard_normal((2, 3, 4, 2, H)).astype(np.float32)
-    positions = np.random.default_rng(2).integers(0, 300, (2, 3, 4)).astype(np.int32)
-    angles = positions[..., None, None] * 100.0 ** (-np.arange(H // 2) / (H // 2))
+    positions = np.random.default_rng(2).integers(0, 300, (2, 4)).astype(np.int32)
+    angles = positions[:, None, :, None, None] * 100.0 ** (-np.arange(H // 2) / (H // 2))
     turned = (x[..., : H // 2] + 1j * x[..., H // 2 :]) * np.exp(1j * angles)
     np.testing.assert_allclose(
         rotate(x, positions, frequencies(100.0)),
@@ -31,7 +37,7 @@ def test_scores_after_rotation_depend_on_the_distance_alone():
     x = np.random.default_rng(3).standard_normal((1, 1, 2, 1, H)).astype(np.float32)
 
     def score(first, second):
-        one, other = np.asarray(rotate(x, np.array([[[first, second]]]), frequencies(10_000.0)))[
+        one, other = np.asarray(rotate(x, np.array([[first, second]]), frequencies(10_000.0)))[
             0, 0, :, 0
         ]
         return one @ other
@@ -61,4 +67,4 @@ def test_llama3_keeps_high_frequencies_and_stretches_low_ones():
 
 def test_a_frequency_of_zero_leaves_its_pair_exactly_as_it_is():
     x = np.random.default_rng(0).standard_normal((1, 1, 2, 1, H)).astype(np.float32)
-    np.testing.assert_array_equal(rotate(x, np.array([[[3, 9]]]), np.zeros(3, np.float32)), x)
+    np.testing.assert_array_equal(rotate(x, np.array([[3, 9]]), np.zeros(3, np.float32)), x)
