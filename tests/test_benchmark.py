@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load_folder
 
-from grpojax import sampling, scoring, slices
+from grpojax import model, sampling, scoring, slices
 from grpojax.model import Policy
 from grpojax.pretrained import read_model_config
 from grpojax.tokenizer import load_tokenizer
@@ -226,11 +226,12 @@ def test_what_an_ablation_names_is_taken_away(name, tmp_path, monkeypatch):
         monkeypatch.setattr(module, constant, getattr(module, constant))
     monkeypatch.setattr(slices, "MOST_SLICES", 8)
     monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 2**24)
+    monkeypatch.setattr(model, "PRODUCTS", model.PRODUCTS)
 
     def state(task):
         of_slices = slices.members_of_slice(1, 64, 4096), slices.slice_lengths(4096)
         shapes = sampling.decode_shapes(4096, 64)
-        return task, of_slices, shapes, sampling.draw, scoring.CHUNK_ELEMENTS
+        return task, of_slices, shapes, sampling.draw, scoring.CHUNK_ELEMENTS, model.PRODUCTS
 
     task = task_of(ROW, ABLATIONS[name], "measure", tmp_path, 2) | {"completion_length": 4096}
     before = state(task | {"remat": True})

@@ -41,9 +41,12 @@ SYSTEMS = {
 }
 
 
+THINGS = (
+    "shapes", "slices", "shared prompts", "chunked head", "two-level draw", "remat",
+    "products alone",
+)  # fmt: skip
 ABLATIONS = {"grpojax": SYSTEMS["grpojax"]} | {
-    f"without {thing}": System("grpojax", without=thing)
-    for thing in ("shapes", "slices", "shared prompts", "chunked head", "two-level draw", "remat")
+    f"without {thing}": System("grpojax", without=thing) for thing in THINGS
 }
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from grpojax import model as models
 from grpojax import sampling, scoring, slices
 from grpojax.config import GRPOConfig, MeshConfig, ModelConfig, OptimizerConfig
 from grpojax.kernels import choose_attention
@@ -173,6 +174,8 @@ def take_away(task: dict[str, Any]) -> dict[str, Any]:
         task = task | repeated | {"lengths": lengths, "group_size": 1}
     elif thing == "remat":
         task = task | {"remat": False}
+    elif thing == "products alone":  # all that a block computes is kept for the backward pass
+        models.PRODUCTS = jax.checkpoint_policies.everything_saveable
     elif thing:
         raise ValueError(f"cannot take away {thing!r}")
     return task
