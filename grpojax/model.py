@@ -86,10 +86,11 @@ class Attention(nn.Module):
         queries, keys = rotate(queries, turn), rotate(keys, turn)
         own = KV(jnp.moveaxis(keys, 2, -1), jnp.moveaxis(values, 2, -2))
         if cache is not None:
+            new = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)  # as the cache lies
             at = context.column
             own = KV(
-                jax.lax.dynamic_update_slice_in_dim(cache.keys, own.keys, at, axis=-1),
-                jax.lax.dynamic_update_slice_in_dim(cache.values, own.values, at, axis=-2),
+                jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, at, axis=-1),
+                jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, at, axis=-2),
             )
         scale = (c.query_scale or c.head_dim) ** -0.5
         if cache is None and c.attention in KERNELS:
@@ -199,10 +200,10 @@ class Policy(nn.Module):
     ) -> tuple[Float[Array, "B G S D"], tuple[KV, ...] | Routing | None]:
         """Reads completion tokens that share their prompts.
 
-        Without a cache: all S tokens of a completion at once, from its first. With one: the S
-        tokens at `column`, of which the cache holds those before. Returns hidden states that
-        predict the tokens after them, and the cache with them added; without a cache, what the
-        routers did with the tokens `counted`, if there are routers and it is given.
+        Without a cache: all S tokens of a completion at once, from its first. With one, in which
+        completions lie along one axis B * G: the S tokens at `column`, of which it holds those
+        before. Returns hidden states that predict the tokens after them, and the cache with them
+        added; without a cache, what the routers did with the tokens `counted`, if there are any.
         """
         batch, _, size = tokens.shape
         own = jnp.arange(size) + (0 if column is None else column)

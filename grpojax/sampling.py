@@ -141,7 +141,10 @@ def make_sampler(
 
         members = jnp.argsort(~rows.live, axis=-1, stable=True)[:, :width]
         few = take(rows, members, columns)
+        # In the loop all completions lie along one axis, as attention reads them.
+        few = with_cache(few, lambda x: x.reshape(-1, *x.shape[2:]))
         t, few = jax.lax.while_loop(still_first, step, (t, few))
+        few = with_cache(few, lambda x: x.reshape(*members.shape, *x.shape[1:]))
         return t, put(rows, members, few)
 
     def decode_in(shapes: list[Shape], leaves: Params, prefix: Prefix, t: Array, rows: Rows):
@@ -219,6 +222,11 @@ def with_token(
         return jax.lax.dynamic_update_index_in_dim(into, new, t, axis=-1)
 
     return jax.tree.map(write, rows.found, Completions(token, rows.live, logp))
+
+
+def with_cache(rows: Rows, change: Callable[[Array], Array]) -> Rows:
+    """The rows with each array of their caches changed."""
+    return rows._replace(cache=jax.tree.map(change, rows.cache))
 
 
 def widened(rows: Rows, columns: int) -> Rows:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -235,7 +236,7 @@ def test_decoding_with_a_cache_equals_the_full_forward(name, segment, prompts):
         _, prefix = policy.apply(variables, prompts.tokens, prompts.mask, method="prefill")
         full, _ = policy.apply(variables, tokens, prefix, method="extend")
         leaves, prefix = unstack(params, prefix, config.num_layers)
-        kv = (*tokens.shape[:2], config.num_kv_heads)
+        kv = (math.prod(tokens.shape[:2]), config.num_kv_heads)
         cache = tuple(
             KV(
                 jnp.full((*kv, config.head_dim, length), 1e4),  # what is not yet written is unseen

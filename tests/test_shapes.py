@@ -87,7 +87,7 @@ def loops(jaxpr):
     for equation, _ in equations(jaxpr):
         if equation.primitive.name == "while":
             inner = [e.primitive.name for e, _ in equations(equation.params["body_jaxpr"].jaxpr)]
-            shapes = [v.aval.shape for v in equation.outvars if len(v.aval.shape) == 5]
+            shapes = [v.aval.shape for v in equation.outvars if len(v.aval.shape) == 4]
             if shapes and "while" not in inner:
                 yield shapes
 
