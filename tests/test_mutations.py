@@ -133,7 +133,7 @@ MUTATIONS = [
      {}),
     ("rollout", "(most - buffer - lengths) / buffer", "(most - lengths) / buffer",
      "test_rollout::test_soft_punishment_counts_tokens", {"length": 18432, "punishment": -0.5}),
-    ("scoring", "return -(jnp.exp(logps)", "return (jnp.exp(logps)",
+    ("scoring", "return -jnp.vecdot(", "return jnp.vecdot(",
      "test_surrogates::test_the_entropy_bonus_is_subtracted_and_carries_its_own_gradient", {}),
     ("scoring", 'method="logits") / temperature', 'method="logits")',
      "test_scoring::test_temperature_divides_the_logits_and_forgetting_it_gives_these_ratios", {}),
