@@ -13,12 +13,13 @@ from pathlib import Path
 from tools.benchmark.machine import about
 from tools.benchmark.results import as_table, read_run, summarise
 from tools.benchmark.rows import ROWS
-from tools.benchmark.runs import ABLATIONS, Failed, run
+from tools.benchmark.runs import THINGS, Failed, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.ablation", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["C", "D"])
+    parser.add_argument("--without", nargs="*", choices=THINGS, default=THINGS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
@@ -26,8 +27,9 @@ def main() -> int:
     results = about(["grpojax"], arguments.threads, arguments.workdir) | {"rows": []}
     for name in arguments.rows:
         row = ROWS[name]
-        idle = "without products alone" if row.remat else "without remat"  # changes nothing there
-        rounds = {each: [] for each in ABLATIONS if each != idle}
+        idle = "products alone" if row.remat else "remat"  # changes nothing there
+        things = [thing for thing in arguments.without if thing != idle]
+        rounds = {each: [] for each in ("grpojax", *(f"without {thing}" for thing in things))}
         for turn in range(arguments.rounds):
             for each in rounds:
                 print(f"row {name}: {each}", flush=True)

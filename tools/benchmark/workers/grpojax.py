@@ -165,13 +165,13 @@ def take_away(task: dict[str, Any]) -> dict[str, Any]:
         scoring.CHUNK_ELEMENTS = 2**62
     elif thing == "two-level draw":  # a random number for each entry of the vocabulary
         sampling.draw = draw_by_gumbel
-    elif thing == "shared prompts":  # each completion a group with a prompt of its own
+    elif thing == "shared prompts":  # a prompt of its own for every two; a group has no fewer
+        pairs = task["group_size"] // 2
         repeated = {
-            name: [each for each in task[name] for _ in range(task["group_size"])]
-            for name in ("prompts", "texts")
+            name: [x for x in task[name] for _ in range(pairs)] for name in ("prompts", "texts")
         }
-        lengths = [[length] for group in task["lengths"] for length in group]
-        task = task | repeated | {"lengths": lengths, "group_size": 1}
+        lengths = [group[i : i + 2] for group in task["lengths"] for i in range(0, 2 * pairs, 2)]
+        task = task | repeated | {"lengths": lengths, "group_size": 2}
     elif thing == "remat":
         task = task | {"remat": False}
     elif thing == "products alone":  # all that a block computes is kept for the backward pass
