@@ -37,8 +37,8 @@ def normal(*shape: int) -> jax.Array:
 
 
 def entropy() -> Piece:
-    """Of a chunk of the head."""
-    logps = jax.nn.log_softmax(normal(8, 42, model_of(ROWS["C"]).vocab_size))
+    """Of a chunk of the head, of one prompt."""
+    logps = jax.nn.log_softmax(normal(1, 8, 42, model_of(ROWS["C"]).vocab_size))
     way = "a sum of products over the vocabulary instead of one product"
     return "entropy", way, entropy_of, lambda x: -(jnp.exp(x) * x).sum(-1), (logps,)
 
