@@ -233,10 +233,13 @@ def test_what_an_ablation_names_is_taken_away(name, tmp_path, monkeypatch):
         shapes = sampling.decode_shapes(4096, 64)
         return task, of_slices, shapes, sampling.draw, scoring.CHUNK_ELEMENTS, model.PRODUCTS
 
-    task = task_of(ROW, ABLATIONS[name], "measure", tmp_path, 2) | {"completion_length": 4096}
+    row = dataclasses.replace(ROW, group_size=4)
+    task = task_of(row, ABLATIONS[name], "measure", tmp_path, 2) | {"completion_length": 4096}
     before = state(task | {"remat": True})
     after = state(grpojax.take_away(task | {"remat": True}))
     assert sum(old != new for old, new in zip(before, after)) == 1
+    drawn = [np.ravel(task["lengths"]).tolist() for task in (before[0], after[0])]
+    assert drawn[0] == drawn[1] and len(after[0]["prompts"]) * after[0]["group_size"] == 32
 
 
 def test_the_worker_leaves_what_the_gate_compares(folder, tmp_path):
