@@ -6,7 +6,6 @@ leaves never has a checkpoint's name. `sha256sum -c manifest.txt` in it checks o
 """
 
 import concurrent.futures
-import hashlib
 import itertools
 import logging
 import math
@@ -21,9 +20,9 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
+from grpojax.manifest import damage_of, read_manifest, sync, write_manifest
 from grpojax.types import Params, State
 
-MANIFEST = "manifest.txt"
 Say = Callable[[str], None]
 
 
@@ -78,7 +77,7 @@ def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) 
     _wait(manager)
     path = manager.folder / str(step)
     if path.exists():
-        if damage := _damage(path):
+        if damage := damage_of(path):
             raise ValueError(f"checkpoint {path} exists and is damaged ({damage}); move it away")
         return
     unfinished = path.with_name(f"{step}.unfinished")
@@ -156,9 +155,9 @@ def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float 
     """Runs beside training: waits for Orbax's files, seals and names the checkpoint, tidies up."""
     try:
         manager.writer.wait_until_finished()
-        _write_manifest(unfinished, path.name, accuracy)
+        write_manifest(unfinished, path.name, accuracy)
         unfinished.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except Exception as error:
         for left in path.parent.glob(f"{unfinished.name}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -182,7 +181,7 @@ def _accuracies(folder: Path) -> dict[int, float | None]:
     accuracies = {}
     for step in (int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)):
         try:
-            accuracies[step], _ = _read_manifest(folder / str(step))
+            accuracies[step], _ = read_manifest(folder / str(step))
         except (OSError, ValueError):
             accuracies[step] = math.inf
     return accuracies
@@ -192,7 +191,7 @@ def _choose(folder: Path, steps: list[int], say: Say, *, rename: bool) -> int:
     """The first good one of `steps`; those refused before it are named to `say`, and renamed."""
     damages = {}
     for step in steps:
-        if (damage := _damage(folder / str(step))) is None:
+        if (damage := damage_of(folder / str(step))) is None:
             break
         damages[step] = damage
     else:
@@ -238,63 +237,3 @@ def _by_name(tree: Any) -> dict[str, Any]:
     """Leaves by path, like "params/embed/embedding": flat, so that no struct or tuple matters."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _digests(path: Path) -> dict[str, str]:
-    """sha256 of every file below `path` but the manifest, by relative name, in order."""
-    digests = {}
-    for file in sorted(path.rglob("*")):
-        if file != path / MANIFEST and not file.is_dir():
-            with file.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-            digests[file.relative_to(path).as_posix()] = digest
-    return digests
-
-
-def _seal(lines: str) -> str:
-    return f"# sha256 of the lines above: {hashlib.sha256(lines.encode()).hexdigest()}\n"
-
-
-def _write_manifest(path: Path, step: str, accuracy: float | None) -> None:
-    lines = f"# grpojax checkpoint, step {step}, accuracy {accuracy}\n"
-    lines += "".join(f"{digest}  {name}\n" for name, digest in _digests(path).items())
-    (path / MANIFEST).write_text(lines + _seal(lines))
-    for entry in (*path.rglob("*"), path):
-        _sync(entry)
-
-
-def _sync(entry: Path) -> None:
-    """Makes a file's content, or the names in a folder, survive a power cut."""
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_manifest(path: Path) -> tuple[float | None, dict[str, str]]:
-    """The accuracy, and digests by file name; ValueError or OSError says what is wrong."""
-    text = (path / MANIFEST).read_bytes().decode(errors="replace")
-    lines = text.rpartition("# sha256 of")[0]
-    if text != lines + _seal(lines):
-        raise ValueError(f"{MANIFEST}: changed since it was written")
-    head, *rows = lines.splitlines()
-    match = re.fullmatch(r"# grpojax checkpoint, step (\d+), accuracy (\S+)", head)
-    if match is None or match[1] != path.name:
-        raise ValueError(f"{MANIFEST}: belongs to another checkpoint ({head!r})")
-    accuracy = None if match[2] == "None" else float(match[2])
-    return accuracy, {row[66:]: row[:64] for row in rows}
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if every file is as it was saved."""
-    try:
-        _, saved = _read_manifest(path)
-        found = _digests(path)
-    except (OSError, ValueError) as error:
-        return str(error)
-    for name in sorted(saved.keys() | found.keys()):
-        if saved.get(name) != found.get(name):
-            here = "changed since it was written" if name in saved else "not in the manifest"
-            return f"{name}: {here if name in found else 'missing'}"
-    return None

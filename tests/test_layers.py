@@ -24,6 +24,7 @@ LEVELS = [
         "names",
         "task",
         "signals",
+        "manifest",
     },
     {"attention", "cudnn", "splash", "kernels"}
     | {"rotary", "layers", "experts", "lora", "families", "sharding"}
