@@ -11,7 +11,7 @@ from grpojax.data import make_prompts, rows_of
 from grpojax.rewards import compute_rewards
 from grpojax.run import Run
 from grpojax.sampling import make_sampler
-from grpojax.sharding import shard_batch
+from grpojax.sharding import row_parts, shard_batch
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups
 from grpojax.types import Params
@@ -62,7 +62,7 @@ def make_answerer(run: Run, *, samples: int) -> Answerer:
     )
     rewards = {name: run.task.rewards[name] for name in JUDGED if name in run.task.rewards}
     at_once = config.grpo.prompts_per_step * config.grpo.group_size  # completions: as in training
-    shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    shards = row_parts(run.mesh)
 
     def complete(sampler, params, prompts, chosen, key, group_size) -> list[list[Answer]]:
         size = -(-min(max(at_once // group_size, 1), len(chosen)) // shards) * shards

@@ -11,6 +11,7 @@ from grpojax.model import abstract_params
 from grpojax.presets import describe_objective
 from grpojax.run import open_run
 from grpojax.sampling import decode_shapes
+from grpojax.sharding import row_parts
 from grpojax.slices import members_of_slice, slice_lengths
 
 
@@ -52,7 +53,8 @@ def dry_run(config: Config, workdir: Path) -> str:
     evaluated = max(1, min(completions // config.evaluation.samples, config.evaluation.examples))
     members = grpo.group_size
     if not model.num_experts:
-        members = members_of_slice(prompts_read, grpo.group_size, sampling.completion_length)
+        each = prompts_read // row_parts(run.mesh)
+        members = members_of_slice(each, grpo.group_size, sampling.completion_length)
     shapes = [
         f"sample {grpo.prompts_per_step} x {grpo.group_size}",
         f"update {prompts_read} x {grpo.group_size} in {grpo.minibatches} minibatches of "

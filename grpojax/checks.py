@@ -40,7 +40,14 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def require_multiple(name: str, value: int, of: int, what: str) -> None:
-    """Raises ValueError unless `value` is a multiple of `of`; the message offers the next one."""
-    require(
-        value % of == 0, f"{name}={value} must divide by {what} = {of}; try {of * -(-value // of)}"
-    )
+    """Raises ValueError unless `value` is a multiple of `of`; the message offers the nearest."""
+    near = of * max(1, (value + of // 2) // of)
+    require(value % of == 0, f"{name}={value} must divide by {what} = {of}; try {near}")
+
+
+def require_divisor(name: str, value: int, of: int, what: str) -> None:
+    """Raises ValueError unless `value`, which stands fast, is a multiple of `of`; the message
+    offers the nearest size that divides it."""
+    sizes = (size for size in range(1, value + 1) if value % size == 0)
+    near = min(sizes, key=lambda size: (abs(size - of), size))
+    require(value % of == 0, f"{name}={value} must divide by {what} = {of}; try a mesh of {near}")

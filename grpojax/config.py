@@ -104,15 +104,16 @@ class MeshConfig:
 
     data: int = -1  # prompts; parameters are replicated along it
     fsdp: int = 1  # prompts, and parameters sharded along it
-    tensor: int = 1  # heads, feed-forward and vocabulary
-    # devices, the last ones, that do nothing but sample, split over tensor as the others are; the
-    # axes are those of the rest. 0: all devices do everything
+    expert: int = 1  # prompts, experts, and the other parameters as along fsdp
+    tensor: int = 1  # heads, feed-forward, vocabulary, and experts
+    # devices, the last ones, that do nothing but sample, split over expert and tensor as the others
+    # are; the axes are those of the rest. 0: all devices do everything
     sampling: int = 0
 
     def __post_init__(self):
         require_fields(self)
         require(self.sampling >= 0, f"mesh.sampling must be 0 or more, got {self.sampling}")
-        sizes = (self.data, self.fsdp, self.tensor)
+        sizes = (self.data, self.fsdp, self.expert, self.tensor)
         require(
             all(s > 0 or s == -1 for s in sizes),
             f"mesh axes must be above 0, or -1 for the rest, got {sizes}",

@@ -1,8 +1,9 @@
 """Experts: a feed-forward that is a mixture, each token going through a few of them.
 
-Experts lie on the mesh's tensor axis. A device sorts the tokens that it holds by expert, multiplies
-those of its own experts (`ragged_dot`), and the devices add up what they have. No device ever sees
-another's experts. `ragged_dot` cannot be vmapped, so this acts on flat tokens.
+Experts lie on the mesh's expert and tensor axes. The devices along expert show each other their
+tokens; each sorts them by expert, multiplies those of its own experts (`ragged_dot`), and the
+devices add up what they have. No device ever sees another's experts. `ragged_dot` cannot be
+vmapped, so this acts on flat tokens.
 """
 
 import functools
@@ -17,7 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.architecture import ModelConfig
 from grpojax.layers import ACTIVATIONS, Linear
+from grpojax.sharding import ROWS, row_shards
 from grpojax.types import KEPT
+
+HOLDERS = ("expert", "tensor")  # axes of the mesh that experts are split over
+SPARE = 2  # times its share of the assignments are what a device multiplies at once
+FEW = 1024  # assignments that are not worth parting
 
 
 @struct.dataclass
@@ -42,7 +48,7 @@ class Experts(nn.Module):
         sums = jnp.dtype(jnp.float32)
         logits = Linear(c, shape, axes, sum_dtype=sums, name="router")(x)
         probabilities = jax.nn.softmax(logits)
-        weights, chosen = jax.lax.top_k(probabilities, c.experts_per_token)
+        weights, chosen = likeliest(probabilities, c.experts_per_token)
         if c.normalize_router:
             weights /= weights.sum(-1, keepdims=True)
 
@@ -51,7 +57,7 @@ class Experts(nn.Module):
             boxed = nn.with_logical_partitioning(init, ("experts", *axes))
             return jnp.asarray(self.param(name, boxed, (c.num_experts, inputs, outputs)), dtype)
 
-        wide, narrow = ("embed", None), (None, "embed")
+        wide, narrow = ("expert_embed", None), (None, "expert_embed")
         stacks = (
             kernels("gate", c.embed_dim, c.ffw_dim, wide),
             kernels("up", c.embed_dim, c.ffw_dim, wide),
@@ -61,6 +67,21 @@ class Experts(nn.Module):
         if counted is None:
             return mixed, None
         return mixed, routing(probabilities, chosen, counted)
+
+
+def likeliest(
+    probabilities: Float[Array, "B G S E"], count: int
+) -> tuple[Float[Array, "B G S k"], Int[Array, "B G S k"]]:
+    """The `count` highest, and where they are; on a mesh each device sorts those of its rows."""
+
+    def choose(probabilities: Float[Array, "B G S E"]) -> tuple[Array, Array]:
+        return tuple(jax.lax.top_k(probabilities, count))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(probabilities) % row_shards():
+        return choose(probabilities)
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(choose, in_specs=rows, out_specs=rows)(probabilities)
 
 
 def mix(
@@ -75,16 +96,23 @@ def mix(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return one_device(x, chosen, weights, *stacks, first=jnp.int32(0))
+    split = x.shape[0] % row_shards() == 0  # not so in `init`
+    over = "tensor" if split else HOLDERS
+    holders = mesh.shape["expert"] * mesh.shape["tensor"]
 
     def local(x, chosen, weights, *stacks):
+        if split:  # tokens go to the experts
+            gather = functools.partial(jax.lax.all_gather, axis_name="expert", tiled=True)
+            x, chosen, weights = gather(x), gather(chosen), gather(weights)
         # Said aloud: left to itself, the gradient of a gather from x is not summed over devices.
-        x, weights = jax.lax.pcast((x, weights), "tensor", to="varying")
-        first = jax.lax.axis_index("tensor") * stacks[0].shape[0]
-        return jax.lax.psum(one_device(x, chosen, weights, *stacks, first=first), "tensor")
+        x, weights = jax.lax.pcast((x, weights), over, to="varying")
+        first = jax.lax.axis_index(HOLDERS) * stacks[0].shape[0]
+        mixed = one_device(x, chosen, weights, *stacks, first=first, holders=holders)
+        if split:
+            mixed = jax.lax.psum_scatter(mixed, "expert", tiled=True)
+        return jax.lax.psum(mixed, over)
 
-    split = x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0  # not so in `init`
-    tokens = PartitionSpec(("data", "fsdp") if split else None)
-    experts = PartitionSpec("tensor")
+    tokens, experts = PartitionSpec(ROWS if split else None), PartitionSpec(HOLDERS)
     specs = (tokens, tokens, tokens, experts, experts, experts)
     return jax.shard_map(local, in_specs=specs, out_specs=tokens)(x, chosen, weights, *stacks)
 
@@ -99,22 +127,51 @@ def mix_local(
     *,
     first: Int[Array, ""],
     activation: str,
+    holders: int = 1,
 ) -> Float[Array, "B G S D"]:
-    """The part of the sum that the experts `first`, `first` + 1, ... make, which are held here."""
+    """The part of the sum that the experts `first`, `first` + 1, ... make, which are held here.
+
+    Among `holders` devices each is ready for `SPARE` times its share of the assignments. If its
+    experts have more, the rest follows in pieces of that size: no assignment is dropped.
+    """
     tokens, taken = x.reshape(-1, x.shape[-1]), chosen.shape[-1]
     held = gate.shape[0]
     expert = chosen.reshape(-1) - first  # of each assignment; those of other devices come last
     expert = jnp.where((expert >= 0) & (expert < held), expert, held)
     order = jnp.argsort(expert, stable=True)
     sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
-    ours = (expert[order] < held)[:, None]
-    # `ragged_dot` leaves the rows after its last group undefined, in the gradient too.
-    rows = jnp.where(ours, tokens[order // taken], 0.0)
-    gate, up = (checkpoint_name(jax.lax.ragged_dot(rows, w, sizes), KEPT) for w in (gate, up))
-    hidden = ACTIVATIONS[activation](gate) * up
-    made = checkpoint_name(jax.lax.ragged_dot(hidden, down, sizes), KEPT)
-    scaled = jnp.where(ours, made * weights.reshape(-1)[order][:, None], 0.0)
-    return jnp.zeros_like(tokens).at[order // taken].add(scaled).reshape(x.shape)
+    ends, scales = jnp.cumsum(sizes), weights.reshape(-1)[order]
+    share = min(len(order), max(FEW, -(-SPARE * len(order) // holders)))
+    spare = -len(order) % share
+    order, scales = jnp.pad(order, (0, spare)), jnp.pad(scales, (0, spare))
+
+    def rows_of(begin: Int[Array, ""] | int) -> Int[Array, "R"]:
+        return jax.lax.dynamic_slice_in_dim(order, begin, share) // taken
+
+    def made_of(begin: Int[Array, ""] | int) -> Float[Array, "R D"]:
+        """What the experts make of `share` assignments in their order."""
+        inside = jnp.clip(ends - begin, 0, share) - jnp.clip(ends - sizes - begin, 0, share)
+        ours = (begin + jnp.arange(share) < ends[-1])[:, None]
+        # `ragged_dot` leaves the rows after its last group undefined, in the gradient too.
+        rows = jnp.where(ours, tokens[rows_of(begin)], 0.0)
+        dots = [checkpoint_name(jax.lax.ragged_dot(rows, w, inside), KEPT) for w in (gate, up)]
+        hidden = ACTIVATIONS[activation](dots[0]) * dots[1]
+        made = checkpoint_name(jax.lax.ragged_dot(hidden, down, inside), KEPT)
+        scale = jax.lax.dynamic_slice_in_dim(scales, begin, share)
+        return jnp.where(ours, made * scale[:, None], 0.0)
+
+    none = jnp.where(False, tokens, 0.0)  # not `zeros_like`, which varies over no device
+    mixed = none.at[rows_of(0)].add(made_of(0))
+    if share < len(order):
+
+        def add(total: Float[Array, "N D"], begin: Int[Array, ""]):
+            return total.at[rows_of(begin)].add(jax.checkpoint(made_of)(begin)), None
+
+        def rest() -> Float[Array, "N D"]:
+            return jax.lax.scan(add, none, jnp.arange(share, len(order), share))[0]
+
+        mixed += jax.lax.cond(ends[-1] > share, rest, lambda: none)
+    return mixed.reshape(x.shape)
 
 
 def routing(

@@ -10,6 +10,7 @@ import qwix
 from jaxtyping import Array
 
 from grpojax.architecture import ModelConfig
+from grpojax.sharding import gathered
 from grpojax.types import KEPT
 
 ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=True)}
@@ -46,7 +47,7 @@ class Linear(nn.Module):
         def leaf(name: str, init: nn.initializers.Initializer, shape, axes) -> Array:
             value = self.param(name, nn.with_logical_partitioning(init, axes), shape)
             value = qwix.dequantize(value) if isinstance(value, qwix.QArray) else value
-            return jnp.asarray(value, dtype)
+            return gathered(jnp.asarray(value, dtype), tuple(axes))
 
         leading = x.shape[: x.ndim - self.inputs]
         x = x.astype(dtype).reshape(*leading, wide)

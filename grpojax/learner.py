@@ -23,7 +23,7 @@ from grpojax.lora import combine
 from grpojax.lora import split as split_adapters
 from grpojax.model import Policy, init_params
 from grpojax.scoring import prefill, score
-from grpojax.sharding import row_shards, shardings_of, with_shardings
+from grpojax.sharding import row_shards, rows_each, shardings_of, with_shardings
 from grpojax.slices import by_length, members_of_slice, sliced, to_length, where_some
 from grpojax.types import GroupBatch, Params, Prefix, TrainState
 
@@ -159,7 +159,7 @@ def batch_gradients(
 
     experts, shape = policy.config.num_experts, batch.weights.shape
     begun, back, prefix = jax.vjp(read_prompts, trained, has_aux=True)
-    members = shape[1] if experts else members_of_slice(*shape)
+    members = shape[1] if experts else members_of_slice(rows_each(shape[0]), *shape[1:])
     pieces, _ = sliced(batch.replace(prompts=None), lengths_of(batch), members)
     found, (grads, of_begun) = summed(of_piece, pieces)
     (through_prompts,) = back(of_begun)

@@ -22,7 +22,7 @@ from grpojax.experts import Experts, Routing
 from grpojax.kernels import KERNELS
 from grpojax.layers import PRODUCTS, FeedForward, Linear, Norm
 from grpojax.rotary import frequencies, rotate, turns
-from grpojax.sharding import on_each_device, with_shardings
+from grpojax.sharding import by_rows, constrain, gathered, on_each_device, with_shardings
 from grpojax.types import KV, Params, Prefix
 
 # The axes of heads in what a kernel takes: queries, own KV, mask, prefix, mask.
@@ -124,7 +124,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, kv: tuple[KV | None, KV | None], kind: Kind, context: Context):
         c = self.config
         before, after = c.norm_placement != "after", c.norm_placement != "before"
-        x = nn.with_logical_constraint(x, ("batch", None, None, None))
+        x = by_rows(x)
         y = Norm(c, name="attention_norm")(x) if before else x
         y, own = Attention(c, name="attention")(y, kv, kind, context)
         x += (Norm(c, name="attention_post_norm")(y) if after else y).astype(x.dtype)
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 class Policy(nn.Module):
-    """The language model. `unrolled` reads one leaf a layer (`unstack`), which decoding wants."""
+    """The language model. `unrolled` reads one leaf a layer (`layout`), which decoding wants."""
 
     config: ModelConfig
     unrolled: bool = False
@@ -232,15 +232,19 @@ class Policy(nn.Module):
         logits = jnp.einsum(
             "bgsd,vd->bgsv",
             hidden.astype(dtype),
-            self.embed.embedding.astype(dtype),
+            self._table().astype(dtype),
             preferred_element_type=jnp.float32,
         )
-        logits = nn.with_logical_constraint(logits, ("batch", None, None, "vocab"))
+        logits = constrain(logits, ("batch", None, None, "vocab"))
         return soften(logits, c.logit_softcap)
+
+    def _table(self) -> Float[Array, "V D"]:
+        return gathered(self.embed.embedding, ("vocab", "embed"))
 
     def _run(self, tokens: Int[Array, "B G S"], prefix, cache, context: Context):
         c = self.config
-        x = self.embed(tokens).astype(jnp.dtype(c.compute_dtype))
+        x = jnp.take(self._table(), by_rows(tokens), axis=0)
+        x = by_rows(x).astype(jnp.dtype(c.compute_dtype))
         if c.scaled_embeddings:
             x *= jnp.asarray(c.embed_dim**0.5, x.dtype)
         window = np.full(c.num_layers, np.iinfo(np.int32).max, np.int32)
@@ -283,18 +287,3 @@ def init_params(policy: Policy, key: Key[Array, ""]) -> Params:
 def abstract_params(policy: Policy, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of the parameters, without an array."""
     return with_shardings(jax.eval_shape(lambda: init_params(policy, jax.random.key(0))), mesh)
-
-
-def unstack(params: Params, prefix: Prefix, layers: int) -> tuple[Params, Prefix]:
-    """Parameters and prefix with one leaf a layer, as `Policy(unrolled=True)` reads them.
-
-    A loop over decoded tokens must not slice stacked weights: XLA would copy each layer once a
-    token.
-    """
-
-    def split(tree):
-        return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(layers)]
-
-    named = {f"layers_{i}": layer for i, layer in enumerate(split(params["layers"]))}
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    return rest | named, prefix.replace(kv=tuple(split(prefix.kv)))

@@ -32,7 +32,13 @@ from grpojax.names import find_function
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
-from grpojax.sharding import check_mesh, make_mesh, make_sampling_mesh, sharded_init
+from grpojax.sharding import (
+    check_mesh,
+    make_mesh,
+    make_sampling_mesh,
+    mesh_notes,
+    sharded_init,
+)
 from grpojax.task import Example, Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
@@ -82,6 +88,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh)
     sampling_mesh = make_sampling_mesh(config.mesh, mesh)
     check_mesh(mesh, sampling_mesh, config)
+    task = dataclasses.replace(task, notes=(*task.notes, *mesh_notes(config.model, mesh)))
     return Run(
         config=config,
         workdir=workdir,

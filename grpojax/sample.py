@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from grpojax.checks import require
 from grpojax.config import ModelConfig
@@ -16,7 +16,7 @@ from grpojax.model import Policy, abstract_params
 from grpojax.pretrained import load_params, read_model_config
 from grpojax.run import is_run, read_config, trained_params
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import use_mesh
+from grpojax.sharding import mesh_of, use_mesh
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
 
@@ -82,9 +82,4 @@ def model_mesh(model: ModelConfig) -> Mesh:
     """As many of the devices as the model's heads, feed-forward and vocabulary divide over."""
     split = model.num_experts or model.ffw_dim
     parts = math.gcd(jax.device_count(), model.vocab_size, model.num_kv_heads, split)
-    return jax.make_mesh(
-        (1, 1, parts),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=jax.devices()[:parts],
-    )
+    return mesh_of(jax.devices()[:parts], tensor=parts)

@@ -13,10 +13,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from grpojax.drawing import draw, truncate
-from grpojax.model import Policy, unstack
+from grpojax.layout import for_decoding, in_compute_dtype
+from grpojax.model import Policy
+from grpojax.sharding import by_rows, constrain
 from grpojax.slices import take_members
 from grpojax.types import KV, Completions, Params, Prefix, Prompts
 
@@ -94,7 +97,7 @@ def make_sampler(
     config = policy.config
     short, long = decode_shapes(completion_length, group_size)
     decoder = Policy(config, unrolled=True)
-    stops = jnp.array(stop_ids, jnp.int32)
+    stops = np.array(stop_ids, np.int32)
 
     def choose(logits: Float[Array, "V"], key: Key[Array, ""], position: Int[Array, ""]):
         logits = logits / temperature
@@ -131,7 +134,9 @@ def make_sampler(
                 leaves, rows.last[..., None], prefix, rows.cache, t - 1, method="extend"
             )
             logits = decoder.apply(leaves, hidden, method="logits")[:, :, 0]
-            token, logp = choose_all(logits, rows.keys, t)
+            # The vocabulary was split, the members are: each device draws for some of them.
+            logits = constrain(logits, ("batch", "members", None))
+            token, logp = by_rows(choose_all(logits, rows.keys, t))
             rows = rows._replace(cache=cache, found=with_token(rows, token, logp, t))
             return t + 1, rows._replace(last=token, live=goes_on(rows, token, t))
 
@@ -168,11 +173,13 @@ def make_sampler(
         key: Key[Array, ""],
         most: Int[Array, "B G"] | None = None,
     ) -> Completions:
+        params = in_compute_dtype(policy, params)
         hidden, prefix = policy.apply(
             {"params": params}, prompts.tokens, prompts.mask, method="prefill"
         )
         logits = policy.apply({"params": params}, hidden[:, None, None], method="logits")[:, 0, 0]
-        leaves, prefix = unstack(params, prefix, config.num_layers)
+        logits = by_rows(logits)
+        leaves, prefix = for_decoding(policy, params, prefix)
         shape = (len(prompts.ids), group_size)
         keys = row_keys(key, prompts.ids, group_size)
         choose_first = jax.vmap(jax.vmap(choose, in_axes=(None, 0, None)), in_axes=(0, 0, None))
@@ -183,6 +190,8 @@ def make_sampler(
             jnp.zeros((*heads, config.head_dim, first_columns), config.compute_dtype),
             jnp.zeros((*heads, first_columns, config.head_dim), config.compute_dtype),
         )
+        in_groups = ("batch", None, "kv_heads", None, None)
+        empty = jax.tree.map(lambda x: constrain(x, in_groups), empty)
         none = Completions(
             jnp.full((*shape, columns), pad_id, jnp.int32),
             jnp.zeros((*shape, columns), bool),
@@ -190,11 +199,11 @@ def make_sampler(
         )
         rows = Rows(
             last=first,
-            live=jnp.ones(shape, bool),
+            live=by_rows(jnp.ones(shape, bool)),
             keys=keys,
-            most=jnp.full(shape, completion_length) if most is None else most,
+            most=by_rows(jnp.full(shape, completion_length) if most is None else most),
             cache=(empty,) * config.num_layers,
-            found=none,
+            found=by_rows(none),
         )
         rows = rows._replace(found=with_token(rows, first, logp, 0))
         rows = rows._replace(live=goes_on(rows, first, 0))

@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.experts import Routing
 from grpojax.model import Policy
+from grpojax.sharding import logit_shards, rows_each
 from grpojax.slices import joined, members_of_slice, sliced, to_length
 from grpojax.types import Params, Prefix, Prompts
 
-CHUNK_ELEMENTS = 2**24  # most logits held at once: 64 MiB in float32
+CHUNK_ELEMENTS = 2**24  # most logits that a device holds at once: 64 MiB in float32
 
 
 class Scored(NamedTuple):
@@ -80,7 +81,9 @@ def score_hidden(
         return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0], entropy
 
     batch, group, length = tokens.shape
-    chunk = max(1, CHUNK_ELEMENTS // (batch * group * policy.config.vocab_size))
+    vocabulary = policy.config.vocab_size
+    logits = batch * group * vocabulary  # of one token of each completion
+    chunk = max(1, CHUNK_ELEMENTS * logit_shards(vocabulary) // logits)
     if chunk >= length:
         return head(hidden, tokens)
 
@@ -116,7 +119,8 @@ def score_slices(
         more = [(0, 0), (0, 0), (0, tokens.shape[-1] - part.shape[-1])]
         return tuple(jnp.pad(jnp.where(seen, x, 0.0), more) for x in found[:2])
 
-    pieces, places = sliced((tokens, mask), mask.sum(-1), members_of_slice(*tokens.shape))
+    members = members_of_slice(rows_each(len(tokens)), *tokens.shape[1:])
+    pieces, places = sliced((tokens, mask), mask.sum(-1), members)
     found = jax.lax.map(lambda piece: to_length(score_slice, piece, piece[1].sum(-1).max()), pieces)
     logps, entropy = (joined(x, places) for x in found)
     return logps, entropy

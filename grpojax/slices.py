@@ -26,7 +26,7 @@ def slice_lengths(completion_length: int) -> tuple[int, ...]:
 
 
 def members_of_slice(batch: int, group_size: int, completion_length: int) -> int:
-    """Members of each of `batch` groups in a slice."""
+    """Members of each group in a slice, on a device that has `batch` groups."""
     enough = -(-SLICE_TOKENS // (batch * completion_length))
     return min(max(-(-group_size // MOST_SLICES), enough), group_size)
 

@@ -1,5 +1,6 @@
 """Eight fake devices, shapes checked at every call, and a tiny policy that compiles in a second."""
 
+import math
 import os
 import pathlib
 import pkgutil
@@ -26,11 +27,12 @@ install_import_hook([m for m in modules if m != "grpojax.types"], "beartype.bear
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax.core import meta  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
 
 from grpojax.config import MeshConfig, ModelConfig  # noqa: E402
 from grpojax.model import Policy, abstract_params, init_params  # noqa: E402
 from grpojax.pretrained import load_params  # noqa: E402
-from grpojax.sharding import make_mesh  # noqa: E402
+from grpojax.sharding import make_mesh, mesh_of  # noqa: E402
 from grpojax.types import Params, Prompts  # noqa: E402
 
 TINY = ModelConfig(
@@ -58,6 +60,12 @@ def prompts() -> Prompts:
     tokens = np.random.default_rng(0).integers(4, 50, (4, 7)).astype(np.int32)
     mask = np.arange(7) >= 7 - np.array([1, 3, 6, 7])[:, None]
     return Prompts(tokens, mask, np.array([11, 5, 29, 8], np.int32))
+
+
+def first_devices(data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -> Mesh:
+    """A mesh over as many of the devices as its axes want."""
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    return mesh_of(jax.devices()[: math.prod(sizes.values())], **sizes)
 
 
 def load_folder(folder, model: ModelConfig) -> Params:

@@ -133,7 +133,11 @@ WRONG = [
     ("missing model", [*TINY, "--init", "absent"], "init=absent does not exist"),
     ("missing tokenizer", [*TINY, "--tokenizer", "absent"], "no tokenizer at absent"),
     ("bf16 on CPU", [*TINY, "--model.compute-dtype", "bfloat16"], "needs an accelerator"),
-    ("mesh", [*TINY, "--mesh.data", "3"], "mesh data=3, fsdp=1, tensor=1 must multiply to the 8"),
+    (
+        "mesh",
+        [*TINY, "--mesh.data", "3"],
+        "mesh data=3, fsdp=1, expert=1, tensor=1 must multiply to the 8",
+    ),
     ("not a run", ["evaluate", "."], "config.json"),
     ("unknown model", ["import", "smollm9"], "smollm9"),
     ("doctor's flag", ["doctor", "--fix"], "unknown flag --fix"),

@@ -1,14 +1,13 @@
 """The critic's updates: what may not change them, what they refuse, and what they learn."""
 
 import functools
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import first_devices
 from test_scalar import MODEL, OPTIMIZER, with_head
 
 from grpojax.critic import make_critic_update, make_valuer
@@ -50,8 +49,7 @@ def begin(start_params):
 
     @functools.cache
     def build(mesh_shape, options):
-        axes, devices = ("data", "fsdp", "tensor"), jax.devices()[: math.prod(mesh_shape)]
-        mesh = jax.make_mesh(mesh_shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        mesh = first_devices(*mesh_shape)
         like = abstract_scalar_state(MODEL, OPTIMIZER, mesh)
         once = {"epochs_per_batch": 1, "minibatches": 1, "microbatches": 1}
         return mesh, like, make_critic_update(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
-from jax.sharding import AxisType
+from conftest import TINY, first_devices
 
+from grpojax import experts
 from grpojax.config import GRPOConfig
 from grpojax.experts import Routing, balance_loss, mix, routing
 from grpojax.learner import abstract_state, init_state, make_update
@@ -22,12 +22,14 @@ from grpojax.sharding import sharded_init, use_mesh
 from grpojax.types import Completions, GroupBatch, Prompts
 
 B, G, S, D, F, E, K = 4, 2, 3, 8, 5, 8, 3
-MESHES = {"1 device": (1, 1, 1), "4 on experts": (1, 1, 4), "2 on prompts, 2 on experts": (2, 1, 2)}
-
-
-def make_mesh(sizes):
-    axes, devices = ("data", "fsdp", "tensor"), jax.devices()[: np.prod(sizes)]
-    return jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+MESHES = {  # data, fsdp, tensor, expert
+    "1 device": (1, 1, 1, 1),
+    "tensor": (1, 1, 4, 1),
+    "data and tensor": (2, 1, 2, 1),
+    "expert": (1, 1, 1, 4),
+    "expert and tensor": (1, 1, 2, 2),
+    "all": (1, 2, 2, 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +55,39 @@ def dense(x, chosen, weights, stacks):
     return total
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_the_mixture_equals_a_dense_loop_in_value_and_gradient(inputs, sizes):
-    x, chosen, weights, stacks = inputs
+def with_gradients(mixture, x, chosen, weights, stacks):
+    def total(x, weights, stacks):
+        y = mixture(x, chosen, weights, stacks)
+        return (jnp.sin(y)).sum(), y
 
-    def both(mixture):
-        def total(x, weights, stacks):
-            y = mixture(x, chosen, weights, stacks)
-            return (jnp.sin(y)).sum(), y
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, weights, stacks)
 
-        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, weights, stacks)
 
-    with use_mesh(make_mesh(sizes)):
-        found = both(functools.partial(mix, activation="silu"))
-    expected = both(dense)
+def assert_equals_dense(sizes, *inputs):
+    with use_mesh(first_devices(*sizes)):
+        found = with_gradients(functools.partial(mix, activation="silu"), *inputs)
+    expected = with_gradients(dense, *inputs)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    return found
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_the_mixture_equals_a_dense_loop_in_value_and_gradient(inputs, sizes):
+    found = assert_equals_dense(sizes, *inputs)
     assert not np.any(found[0][2][0][7]) and np.any(found[0][2][0][6])
+
+
+@pytest.mark.parametrize("spare", [1, 2])
+def test_a_device_with_more_than_its_share_of_the_assignments_drops_none(
+    inputs, monkeypatch, spare
+):
+    """All 72 choose experts 0, 1 and 2, of which one of four devices has two: 48."""
+    x, chosen, weights, stacks = inputs
+    monkeypatch.setattr(experts, "FEW", 1)
+    monkeypatch.setattr(experts, "SPARE", spare)
+    lopsided = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), chosen.shape)
+    assert_equals_dense((1, 1, 2, 2), x, lopsided, weights, stacks)
 
 
 MIXTURE = dataclasses.replace(
@@ -77,8 +95,10 @@ MIXTURE = dataclasses.replace(
 )
 
 
-def test_the_program_gathers_no_expert_of_another_device(prompts):
-    mesh, policy = make_mesh((1, 1, 4)), Policy(MIXTURE)
+@pytest.mark.parametrize("sizes", [(1, 1, 4, 1), (1, 1, 2, 2)], ids=["tensor", "expert and tensor"])
+def test_the_program_gathers_no_expert_of_another_device(prompts, sizes):
+    """And of the routers' probabilities no other device's tokens."""
+    mesh, policy = first_devices(*sizes), Policy(MIXTURE)
     tokens = np.zeros((4, 2, 5), np.int32)
 
     def total(params, prompts, tokens):
@@ -92,6 +112,7 @@ def test_the_program_gathers_no_expert_of_another_device(prompts):
     d, f = MIXTURE.embed_dim, MIXTURE.ffw_dim
     for line in re.findall(r".*= .*all-gather.*", program):
         assert not re.search(rf"\[(\d+,)*8,({d},{f}|{f},{d})\]", line), line
+        assert not re.search(r"f32\[4,\d+,\d+,8\]", line), line
 
 
 def test_an_even_load_costs_one_and_a_lopsided_one_more():
@@ -118,7 +139,7 @@ def test_a_sharded_mixture_scores_as_one_device_does(prompts):
     policy, tokens = Policy(MIXTURE), jnp.arange(40, dtype=jnp.int32).reshape(4, 2, 5)
     scored = {}
     for name, sizes in MESHES.items():
-        mesh = make_mesh(sizes)
+        mesh = first_devices(*sizes)
         with use_mesh(mesh):
             init = functools.partial(init_params, policy, jax.random.key(0))
             params = sharded_init(init, abstract_params(policy, mesh))
@@ -145,7 +166,7 @@ def batch():
 
 
 def test_the_balance_loss_is_in_the_gradient_and_microbatches_do_not_change_it(batch):
-    policy, mesh = Policy(MIXTURE), make_mesh((1, 1, 1))
+    policy, mesh = Policy(MIXTURE), first_devices()
     optimizer = optax.sgd(0.1)
     like = abstract_state(policy, optimizer, mesh, reference=False)
     init = functools.partial(init_params, policy, jax.random.key(0))

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
-from jax.sharding import AxisType
+from conftest import TINY, first_devices
 from test_cudnn import SCALE, STAND_IN, inputs, left_padded, with_gradients
 
 from grpojax.config import ModelConfig
@@ -128,8 +127,7 @@ def test_every_device_attends_to_its_heads_and_to_its_prompts_if_they_divide(ker
         return on_each_device(run, HEADS, queries, own, None, prefix, exist)
 
     expected = with_gradients(spread, (queries, own, prefix), gradient)
-    axes = {"axis_types": (AxisType.Auto,) * 3, "devices": jax.devices()[:4]}
-    with use_mesh(jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), **axes)):
+    with use_mesh(first_devices(2, 1, 2)):
         found = with_gradients(spread, (queries, own, prefix), gradient)
     assert_close(found, expected)
     shares = {shard.data.shape for shard in found[0].addressable_shards}

@@ -32,7 +32,7 @@ LEVELS = [
     | {"optimizer", "gradients", "roofline", "profiler", "work"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison", "estimates", "coleg", "drawing", "slices"},
-    {"model", "tasks", "summary", "vocabulary", "steps", "weigher", "pairs"} | {"ledger"},
+    {"model", "layout", "tasks", "summary", "vocabulary", "steps", "weigher", "pairs"} | {"ledger"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data", "contamination"}
     | {"scalar", "critic", "reward_model"},
     {"learner", "run"},
@@ -54,7 +54,8 @@ LEVELS = [
 ]
 # Files of one noun, split for length, see each other; so do the files of a folder.
 FAMILIES = [
-    {"layers", "experts"},
+    {"sharding", "layers", "experts"},
+    {"model", "layout"},
     {"kernels", "cudnn", "splash"},
     {"tokenizer", "chat"},
     {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"},
@@ -74,7 +75,7 @@ WALLS = {
     "jax._src": {"cudnn"},
     "jax.experimental.pallas": {"splash"},
     "optax": {"gradients", "optimizer"},
-    "qwix": {"layers", "lora"},
+    "qwix": {"layers", "layout", "lora"},
     "orbax": {"checkpoint"},
     "tokenizers": {"tokenizer", "vocabulary"},
     "jinja2": {"chat"},

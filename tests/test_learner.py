@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import first_devices
 
 from grpojax.config import GRPOConfig, OptimizerConfig
 from grpojax.learner import (
@@ -80,8 +80,7 @@ def begin(policy, start_params):
 
     @functools.cache
     def build(mesh_shape, options):
-        axes, devices = ("data", "fsdp", "tensor"), jax.devices()[: np.prod(mesh_shape)]
-        mesh = jax.make_mesh(mesh_shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        mesh = first_devices(*mesh_shape)
         like = abstract_state(policy, OPTIMIZER, mesh, reference=True)
         config = GRPOConfig(**SMALL | dict(options))
         return mesh, like, make_update(policy, OPTIMIZER, like, config, temperature=1.0)
@@ -134,11 +133,6 @@ def plain(run, record):
 def test_the_result_does_not_depend_on_microbatches(run, record, plain, microbatches):
     assert_same_update(run([record()], microbatches=microbatches), plain)
     assert plain[1]["grad_norm"] > 0.01
-
-
-@pytest.mark.parametrize("mesh_shape", [(2, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_the_result_does_not_depend_on_the_mesh(run, record, plain, mesh_shape):
-    assert_same_update(run([record()], mesh_shape), plain)
 
 
 def test_permuting_prompts_permutes_log_probabilities_and_leaves_the_update(

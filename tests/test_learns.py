@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import first_devices
 
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
 from grpojax.learner import abstract_state, init_state, make_update
@@ -43,10 +43,7 @@ def programs():
 
 def make_programs(policy, learning_rate):
     """Mesh, frozen parameters, first state (of a fixed seed), sampler, weigher and update."""
-    mesh = jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
-        devices=jax.devices()[:1],
-    )  # fmt: skip
+    mesh = first_devices()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), STEPS)
     like = abstract_state(policy, optimizer, mesh, reference=False)
     sampler = make_sampler(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from grpojax.model import Policy, init_params, unstack
+from grpojax.layout import for_decoding
+from grpojax.model import Policy, init_params
 from grpojax.types import KV
 
 G, T = 3, 5
@@ -235,7 +236,7 @@ def test_decoding_with_a_cache_equals_the_full_forward(name, segment, prompts):
         variables = {"params": params}
         _, prefix = policy.apply(variables, prompts.tokens, prompts.mask, method="prefill")
         full, _ = policy.apply(variables, tokens, prefix, method="extend")
-        leaves, prefix = unstack(params, prefix, config.num_layers)
+        leaves, prefix = for_decoding(policy, params, prefix)
         kv = (math.prod(tokens.shape[:2]), config.num_kv_heads)
         cache = tuple(
             KV(

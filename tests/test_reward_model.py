@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import first_devices
 from test_scalar import MODEL, OPTIMIZER, values_of, with_head
 
 from grpojax.checkpoint import close, open_checkpoints, restore, restore_params, save
@@ -53,10 +53,7 @@ def pairs():
 @pytest.fixture(scope="module")
 def begin(params):
     """`begin()`: the mesh, what the state is like, a fresh one, and the update, of 4 parts."""
-    mesh = jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
-        devices=jax.devices()[:1],
-    )  # fmt: skip
+    mesh = first_devices()
     like = abstract_scalar_state(MODEL, OPTIMIZER, mesh)
     update = make_reward_update(MODEL, OPTIMIZER, like, microbatches=4)
     start = jax.tree.map(lambda x: x / 3, params)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, first_devices
 from flax.core import meta
-from jax.sharding import AxisType
 from test_model import draw_tokens, pad_left, sharp_params
 from test_scoring import largest_logits, products
 
@@ -126,8 +125,7 @@ def test_gradients_of_recomputed_blocks_agree_with_finite_differences(scalar_par
 
 @pytest.fixture(scope="module")
 def mesh():
-    axes, devices = ("data", "fsdp", "tensor"), jax.devices()
-    return jax.make_mesh((2, 2, 2), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return first_devices(2, 2, 2)
 
 
 def start(model, trained, mesh):

@@ -3,10 +3,8 @@ twice."""
 
 import dataclasses
 
-import jax
 import pytest
-from conftest import TINY
-from jax.sharding import AxisType
+from conftest import TINY, first_devices
 
 from experiments import peak_memory
 from experiments.step_memory import compiled_bytes, configs, held, peak_of, step_programs
@@ -37,8 +35,7 @@ def tiny(algorithm: str, beta: float) -> Config:
 @pytest.fixture(scope="module")
 def mesh():
     """One device: what is compiled says what each device needs."""
-    axes, devices = ("data", "fsdp", "tensor"), jax.devices()[:1]
-    return jax.make_mesh((1, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return first_devices()
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.0])
