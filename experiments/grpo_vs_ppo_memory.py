@@ -96,7 +96,7 @@ def report_memory(path: Path) -> None:
     # Imported here because listing and waiting need no jax.
     from experiments import peak_memory, step_memory
     from grpojax.config import MeshConfig
-    from grpojax.sharding import make_mesh
+    from grpojax.mesh import make_mesh
 
     mesh, measure = make_mesh(MeshConfig()), step_memory.compiled_once()
     results = {"compiled": [], "measured": []}

@@ -27,18 +27,13 @@ from grpojax.data import fit_prompts
 from grpojax.families import FREE
 from grpojax.kernels import choose_attention
 from grpojax.lora import combine, freeze, merge, split
+from grpojax.mesh import check_mesh, make_mesh, make_sampling_mesh, mesh_notes
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.names import find_function
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
-from grpojax.sharding import (
-    check_mesh,
-    make_mesh,
-    make_sampling_mesh,
-    mesh_notes,
-    sharded_init,
-)
+from grpojax.sharding import sharded_init
 from grpojax.task import Example, Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids

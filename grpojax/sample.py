@@ -12,11 +12,12 @@ from grpojax.checks import require
 from grpojax.config import ModelConfig
 from grpojax.data import make_prompts
 from grpojax.kernels import choose_attention
+from grpojax.mesh import mesh_of
 from grpojax.model import Policy, abstract_params
 from grpojax.pretrained import load_params, read_model_config
 from grpojax.run import is_run, read_config, trained_params
 from grpojax.sampling import make_sampler, stream_key
-from grpojax.sharding import mesh_of, use_mesh
+from grpojax.sharding import use_mesh
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
 

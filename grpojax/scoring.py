@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.experts import Routing
 from grpojax.model import Policy
-from grpojax.sharding import logit_shards, rows_each
+from grpojax.sharding import rows_each, split_among
 from grpojax.slices import joined, members_of_slice, sliced, to_length
 from grpojax.types import Params, Prefix, Prompts
 
@@ -83,7 +83,8 @@ def score_hidden(
     batch, group, length = tokens.shape
     vocabulary = policy.config.vocab_size
     logits = batch * group * vocabulary  # of one token of each completion
-    chunk = max(1, CHUNK_ELEMENTS * logit_shards(vocabulary) // logits)
+    devices = split_among(("batch", "vocab"), (batch, vocabulary))
+    chunk = max(1, CHUNK_ELEMENTS * devices // logits)
     if chunk >= length:
         return head(hidden, tokens)
 

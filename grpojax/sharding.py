@@ -1,4 +1,4 @@
-"""Sharding: a mesh of data, fsdp, expert and tensor, and rules from logical axes to its own.
+"""Sharding: rules from logical axes of arrays to those of the mesh, and what is done by them.
 
 Prompts are split over data, fsdp and expert. A parameter is kept split over fsdp and expert (its
 width) and tensor (heads, feed-forward, vocabulary), and whole in its width where it is multiplied;
@@ -14,12 +14,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
-
-from grpojax.architecture import ModelConfig
-from grpojax.checks import require, require_divisor, require_multiple
-from grpojax.config import Config, MeshConfig
 
 AXES = ("data", "fsdp", "expert", "tensor")
 ROWS = ("data", "fsdp", "expert")
@@ -37,110 +33,6 @@ USED: Rules = {
 }
 # Of parameters, and what the optimizer has for each, where they are kept.
 STORED: Rules = {**USED, "embed": ("fsdp", "expert"), "expert_embed": ("fsdp",)}
-
-
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all there are), without those that only sample.
-
-    Raises:
-      ValueError: the axes do not multiply to the number of devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    require(
-        config.sampling < len(devices),
-        f"mesh.sampling={config.sampling} must leave some of the {len(devices)} devices here "
-        "to train; lower it",
-    )
-    sizes = dict(zip(AXES, (config.data, config.fsdp, config.expert, config.tensor)))
-    count = len(devices) - config.sampling
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    sizes = {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
-    require(
-        math.prod(sizes.values()) == count,
-        f"mesh {given} must multiply to the {count} devices here that train; one axis can be -1 "
-        "for the rest",
-    )
-    return mesh_of(devices[:count], **sizes)
-
-
-def make_sampling_mesh(config: MeshConfig, training: Mesh) -> Mesh:
-    """The mesh over the devices that only sample; `training`, if there are none.
-
-    Its parameters are split over expert and tensor as those of `training` are, and not over fsdp.
-
-    Raises:
-      ValueError: the devices do not divide by expert and tensor.
-    """
-    if not config.sampling:
-        return training
-    split = {axis: training.shape[axis] for axis in ("expert", "tensor")}
-    parts = math.prod(split.values())
-    require_multiple("mesh.sampling", config.sampling, parts, "the mesh's expert * tensor")
-    devices = jax.devices()[-config.sampling :]
-    return mesh_of(devices, data=config.sampling // parts, **split)
-
-
-def mesh_of(
-    devices: Sequence[jax.Device],
-    *,
-    data: int = 1,
-    fsdp: int = 1,
-    expert: int = 1,
-    tensor: int = 1,
-) -> Mesh:
-    """A mesh of `devices` in these sizes."""
-    # Auto, not the default Explicit: the policy states constraints and leaves the rest to XLA.
-    types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, fsdp, expert, tensor), AXES, axis_types=types, devices=devices)
-
-
-def check_mesh(mesh: Mesh, sampling: Mesh, config: Config) -> None:
-    """Raises ValueError if the batch or the model does not fit the meshes of training and of
-    sampling."""
-    model, grpo = config.model, config.grpo
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    require(
-        not (on_cpu and model.compute_dtype == "bfloat16"),
-        "compute_dtype=bfloat16 needs an accelerator (on a CPU, XLA has no bfloat16 product with "
-        "float32 sums); use float32",
-    )
-    shards = row_parts(mesh)
-    parts = grpo.minibatches * grpo.microbatches * shards
-    what = "minibatches * microbatches * the mesh's data * fsdp * expert"
-    require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
-    among = "the devices that sample / the mesh's tensor"
-    require_multiple("prompts_per_step", grpo.prompts_per_step, row_parts(sampling), among)
-    what = "the mesh's data * fsdp * expert"
-    require_multiple("examples_per_step", config.sft.examples_per_step, shards, what)
-    if config.reward_model.every:
-        pairs, parts = config.reward_model.pairs_per_update, grpo.microbatches * shards
-        what = "grpo.microbatches * the mesh's data * fsdp * expert"
-        require_multiple("reward_model.pairs_per_update", pairs, parts, what)
-    expert, tensor = mesh.shape["expert"], mesh.shape["tensor"]
-    require(
-        expert == 1 or model.num_experts > 0,
-        f"mesh.expert={expert} needs a mixture of experts (model.num_experts above 0); use fsdp",
-    )
-    width = mesh.shape["fsdp"] * expert
-    require_divisor("embed_dim", model.embed_dim, width, "the mesh's fsdp * expert")
-    require_divisor("vocab_size", model.vocab_size, tensor, "the mesh's tensor")
-    if model.num_experts:
-        what = "the mesh's expert * tensor"
-        require_divisor("num_experts", model.num_experts, expert * tensor, what)
-    else:
-        require_divisor("ffw_dim", model.ffw_dim, tensor, "the mesh's tensor")
-
-
-def mesh_notes(model: ModelConfig, mesh: Mesh) -> tuple[str, ...]:
-    """What is done more than once because it does not divide, a line each."""
-    tensor = mesh.shape["tensor"]
-    heads = {"heads": model.num_heads, "key-value heads": model.num_kv_heads}
-    return tuple(
-        f"{count} {name} do not divide by the mesh's tensor={tensor}: each of its devices has all"
-        for name, count in heads.items()
-        if count % tensor
-    )
 
 
 @contextlib.contextmanager
@@ -276,18 +168,18 @@ def row_shards() -> int:
     return 1 if mesh.empty else row_parts(mesh)
 
 
-def rows_each(batch: int) -> int:
-    """Rows of a batch that a device has, on the mesh in use."""
-    return -(-batch // row_shards())
-
-
-def logit_shards(vocab_size: int) -> int:
-    """Among how many devices the logits of a batch are split, on the mesh in use."""
+def split_among(names: Sequence[str], sizes: Sequence[int]) -> int:
+    """Among how many devices an array with these logical axes is split, on the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    tensor = mesh.shape["tensor"]
-    return row_parts(mesh) * (1 if vocab_size % tensor else tensor)
+    axes = jax.tree.leaves(tuple(spec_of(names, sizes, mesh.shape, USED)))
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def rows_each(batch: int) -> int:
+    """Rows of a batch that a device has, on the mesh in use."""
+    return batch // split_among(("batch",), (batch,))
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:

@@ -30,9 +30,9 @@ from flax.core import meta  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
 from grpojax.config import MeshConfig, ModelConfig  # noqa: E402
+from grpojax.mesh import make_mesh, mesh_of  # noqa: E402
 from grpojax.model import Policy, abstract_params, init_params  # noqa: E402
 from grpojax.pretrained import load_params  # noqa: E402
-from grpojax.sharding import make_mesh, mesh_of  # noqa: E402
 from grpojax.types import Params, Prompts  # noqa: E402
 
 TINY = ModelConfig(

@@ -91,12 +91,12 @@ WRONG = [
     (
         "axis 0",
         [*TINY, "--mesh.tensor", "0"],
-        "must be above 0, or -1 for the rest, got (-1, 1, 0)",
+        "must be above 0, or -1 for the rest, got (-1, 1, 1, 0)",
     ),
     (
         "two axes -1",
         [*TINY, "--mesh.fsdp", "-1"],
-        "at most one mesh axis may be -1, got (-1, -1, 1)",
+        "at most one mesh axis may be -1, got (-1, -1, 1, 1)",
     ),
     ("half a reward", [*TINY, "--rewards", "format"], "of a name and a weight, got format"),
     ("weight", [*TINY, "--rewards", "format", "x"], "--rewards must be a number, got 'x'"),

@@ -17,9 +17,10 @@ from grpojax.__main__ import main
 from grpojax.checkpoint import restore_params
 from grpojax.export import export_run
 from grpojax.lora import merge, split
+from grpojax.mesh import make_mesh
 from grpojax.pretrained import read_model_config
 from grpojax.run import initial_params, open_run, trained_params
-from grpojax.sharding import make_mesh, use_mesh
+from grpojax.sharding import use_mesh
 from grpojax.train import train
 
 

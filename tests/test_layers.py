@@ -27,7 +27,7 @@ LEVELS = [
         "manifest",
     },
     {"attention", "cudnn", "splash", "kernels"}
-    | {"rotary", "layers", "experts", "lora", "families", "sharding"}
+    | {"rotary", "layers", "experts", "lora", "families", "sharding", "mesh"}
     | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
     | {"optimizer", "gradients", "roofline", "profiler", "work"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
@@ -54,7 +54,7 @@ LEVELS = [
 ]
 # Files of one noun, split for length, see each other; so do the files of a folder.
 FAMILIES = [
-    {"sharding", "layers", "experts"},
+    {"sharding", "mesh", "layers", "experts"},
     {"model", "layout"},
     {"kernels", "cudnn", "splash"},
     {"tokenizer", "chat"},

@@ -12,9 +12,10 @@ from conftest import TINY
 from grpojax import scoring, slices
 from grpojax.config import GRPOConfig, MeshConfig, OptimizerConfig
 from grpojax.learner import abstract_state, make_update
+from grpojax.mesh import make_mesh
 from grpojax.model import Policy
 from grpojax.optimizer import make_optimizer
-from grpojax.sharding import make_mesh, use_mesh
+from grpojax.sharding import use_mesh
 from grpojax.types import Completions, GroupBatch, Prompts
 
 B, P, T, V = 2, 64, 64, 509  # a prime vocabulary tells logits from everything else

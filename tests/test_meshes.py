@@ -22,9 +22,10 @@ from test_learner import (  # noqa: F401
 )
 
 from grpojax.config import Config, MeshConfig
+from grpojax.mesh import check_mesh, make_mesh, mesh_notes
 from grpojax.model import Policy, abstract_params
 from grpojax.sampling import make_sampler
-from grpojax.sharding import check_mesh, make_mesh, mesh_notes, use_mesh
+from grpojax.sharding import use_mesh
 from grpojax.types import Prompts
 
 SIZES = (1, 2, 4, 8)

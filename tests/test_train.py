@@ -221,7 +221,7 @@ def test_a_dry_run_lists_the_lengths_and_rows_that_are_compiled(tmp_path):
     sampling = dataclasses.replace(CONFIG.sampling, completion_length=512)
     page = dry_run(dataclasses.replace(CONFIG, model=model, sampling=sampling), tmp_path / "run")
     assert "in 3 x 128 or 4 x 64 or 4 x 128 or 1 x 512 or 2 x 256 or 2 x 384 or 3 x 256" in page
-    assert "1 of a group at a time, to token 64 or 128 or 256 or 384 or 512" in page
+    assert "4 of a group at a time, to token 64 or 128 or 256 or 384 or 512" in page
 
 
 def test_a_dry_run_counts_the_parameters_and_compiles_nothing(tmp_path, caplog):

@@ -22,9 +22,9 @@ import safetensors.numpy
 import grpojax
 from grpojax.config import MeshConfig
 from grpojax.families import describe_model, tensor_table
+from grpojax.mesh import make_mesh
 from grpojax.model import Policy, abstract_params
 from grpojax.pretrained import INDEX, load_params, read_model_config
-from grpojax.sharding import make_mesh
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:

@@ -19,12 +19,13 @@ from grpojax import sampling, scoring, slices
 from grpojax.config import GRPOConfig, MeshConfig, ModelConfig, OptimizerConfig
 from grpojax.kernels import choose_attention
 from grpojax.learner import abstract_state, init_state, make_update
+from grpojax.mesh import make_mesh
 from grpojax.model import Policy
 from grpojax.optimizer import make_optimizer
 from grpojax.pretrained import load_params, read_model_config
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.scoring import make_scorer
-from grpojax.sharding import make_mesh, shard_batch, use_mesh
+from grpojax.sharding import shard_batch, use_mesh
 from grpojax.types import Completions, Evidence, GroupBatch, Params, Prompts, TrainState
 from grpojax.weigher import make_weigher
 from tools.benchmark.work import Steps, read_task, reward, write_gate
