@@ -154,15 +154,22 @@ def make_sampler(
 
     def decode_in(shapes: list[Shape], leaves: Params, prefix: Prefix, t: Array, rows: Rows):
         """As many tokens as fit some of these shapes, always in the first that fits."""
-        branches = [
-            functools.partial(decode, shapes, chosen, leaves, prefix)
-            for chosen in range(len(shapes))
-        ]
+
+        def is_first(chosen: int, carry: tuple[Array, Rows]) -> Bool[Array, ""]:
+            fits = fitting(shapes, carry[0], carry[1].live)
+            return carry[1].live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
+
+        def in_turn(carry: tuple[Array, Rows]) -> tuple[Array, Rows]:
+            # Loops of one turn or none: through a `switch` XLA would carry a copy of every cache.
+            for chosen in range(len(shapes)):
+                turn = functools.partial(decode, shapes, chosen, leaves, prefix)
+                holds = functools.partial(is_first, chosen)
+                carry = jax.lax.while_loop(holds, lambda carry, turn=turn: turn(*carry), carry)
+            return carry
+
         return jax.lax.while_loop(
             lambda carry: carry[1].live.any() & fitting(shapes, carry[0], carry[1].live).any(),
-            lambda carry: jax.lax.switch(
-                jnp.argmax(fitting(shapes, carry[0], carry[1].live)), branches, *carry
-            ),
+            in_turn,
             (t, rows),
         )
 
