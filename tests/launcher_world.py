@@ -102,17 +102,22 @@ class World:
         assert self.run(*command) == 0, self.err
 
     def call(self, argv, stdin, cwd, limit):
-        return run_process(argv, stdin, cwd, min(limit, self.patience))
+        answer = run_process(argv, stdin, cwd, min(limit, self.patience))
+        self.settle()
+        return answer
 
     def now(self) -> float:
         return self.clock
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass, and every training come to where it ends or waits."""
+        """Lets time pass."""
         self.clock += seconds
         self.sleeps += 1
-        assert self.sleeps < 1_000, "the launcher waits for ever"
+        assert self.sleeps < 150, "the launcher waits for ever"
         (self.folder / "clock").write_text(str(self.clock))
+
+    def settle(self) -> None:
+        """Waits until every training has come to where it ends or waits."""
         late = time.monotonic() + 20
         while any(not settled(folder) for folder in self.attempts()):
             assert time.monotonic() < late, "a training did not settle"

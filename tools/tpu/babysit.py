@@ -199,8 +199,7 @@ def failed(launch: Launch, state: State, why: str, phase: Phase, *, pause: bool 
             launch.world.say(f"the newest step is not known: {error}")
     failures = 0 if step > state.step else state.failures + 1
     shown = step if step >= 0 else "none"
-    what = f"attempt {state.attempt} ended" if state.attempt else "no attempt yet"
-    launch.world.say(f"{what} ({why}); newest step {shown}")
+    launch.world.say(f"{why}; attempt {state.attempt}, newest step {shown}")
     if failures >= ATTEMPTS:
         raise Ending(1, f"{ATTEMPTS} attempts in a row reached no new step; the last: {why}")
     state = dataclasses.replace(state, step=step, failures=failures, phase=phase)
