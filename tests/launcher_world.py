@@ -70,10 +70,10 @@ class World:
         self.cloud = {"queued": {}, "nodes": {}, "things": [], "counts": {}, "rules": []}
         self.cloud |= {"waits": 0, "leave_node": False, "broken_install": False}
         self.cloud["trainings"] = [{"steps": 10, "exit": 0}]
-        own = f'exec "{sys.executable}" -I -S "{HERE}'
+        own = f'exec "{sys._base_executable}" -I -S "{HERE}'
         program(folder / "bin/gcloud", f'{own}/fake_gcloud.py" "$@"')
         pip = f'[ "$1" = -m ] && {own}/fake_worker.py" pip "$@"'
-        program(folder / "worker_bin/python3", f'{pip}\nexec "{sys.executable}" "$@"')
+        program(folder / "worker_bin/python3", f'{pip}\nexec "{sys._base_executable}" -S "$@"')
         self.script()
 
     def script(self, rules=(), **changes) -> None:

@@ -197,7 +197,9 @@ def test_a_worker_that_ends_well_waits_for_the_others(world):
     world.script(trainings=[late, DONE])
     world.launch(*PAIR)
     assert world.run("babysit", "pod") == 0
-    assert "exit code 75; attempt 1, newest step 10" in world.out  # of the one that had to be stopped
+    assert (
+        "exit code 75; attempt 1, newest step 10" in world.out
+    )  # of the one that had to be stopped
 
 
 def test_one_worker_that_does_not_answer_starts_later_and_the_other_once(world):

@@ -73,7 +73,9 @@ def main(
 
 
 def complain(said: str, code: int) -> int:
-    print(f"error: {' '.join(said.split())}", file=sys.stderr)
+    line = " ".join(said.split())  # what it quotes may steer a terminal
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    print(f"error: {shown}", file=sys.stderr)
     return code
 
 
