@@ -87,7 +87,7 @@ TEXTS = [
     "\u202egnp.exe",
     "\u2028touch canary",
     "\u00a0",
-    "ａ",
+    "\uff41",
     "😀",
     "\udcff",
     "A",

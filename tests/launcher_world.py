@@ -1,5 +1,6 @@
 """The launcher's world in tests: a fake Google Cloud, a clone, and a clock that does not wait."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools.tpu import worker
-from tools.tpu.__main__ import main
+from tools.tpu.__main__ import COMMANDS, main
 from tools.tpu.gcloud import run_process
 
 HERE = Path(__file__).parent
@@ -87,7 +88,11 @@ class World:
 
     def run(self, *argv: str) -> int:
         """The launcher's exit code; `out` and `err` are what it printed."""
-        state = ["--state", str(self.folder / "state")] if argv[0] != "plan" else []
+        state = (
+            ["--state", str(self.folder / "state")]
+            if argv and argv[0] in COMMANDS and argv[0] != "plan"
+            else []
+        )
         at = argv.index("--") if "--" in argv else len(argv)
         told = [*argv[:at], *state, *argv[at:]]
         code = main(told, call=self.call, sleep=self.sleep, now=self.now)
@@ -149,7 +154,7 @@ class World:
         """No training outlives its test."""
         for folder in self.attempts():
             while worker.is_alive(folder):
-                if (folder / "pid").exists():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     os.killpg(os.getpgid(int((folder / "pid").read_text())), 9)
                 time.sleep(0.005)
 

@@ -116,7 +116,7 @@ class LogsArguments(OneSlice):
 
 @dataclass(frozen=True, kw_only=True)
 class BabysitArguments(OneSlice):
-    """Keeps the run going, over preemptions and crashes, until it is done; then deletes the slice."""
+    """Keeps the run going, over preemptions and crashes, until it is done; deletes the slice."""
 
     max_cost: Price = None  # of all slices of this name, in the currency of the price
     price_per_chip_hour: Price = None

@@ -1,8 +1,8 @@
 """Babysit: keeps a run going until it is done, its money or time is, or it gets nowhere.
 
-What an attempt's end means is its exit code: 0 done; 75 go on at once; 2 never again; anything else,
-and a slice that was taken away, again, after a pause that doubles. An attempt is worth another while
-it leaves a newer checkpoint than there was.
+What an attempt's end means is its exit code: 0 done; 75 go on at once; 2 never again; anything else
+again, after a pause that doubles. A slice that was taken away is deleted and asked for again. An
+attempt is worth another while it leaves a newer checkpoint than there was.
 """
 
 import dataclasses

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 from grpojax.checks import require
@@ -96,7 +97,7 @@ def setup(launch: Launch, state: State, arguments: SetupArguments) -> int:
     state = dataclasses.replace(state, commit=commit, phase="ready")
     launch.save(state)
     launch.save(lifecycle.prepare(launch, state))
-    launch.world.say(f"{state.name} has {commit[:12]}")
+    launch.world.say(f"{state.name} has commit {commit}")
     return 0
 
 
@@ -122,7 +123,7 @@ def with_job(launch: Launch, state: State, arguments: RunArguments, further: lis
 
 
 def run(launch: Launch, state: State) -> int:
-    """Starts the training on every worker. The job is recorded first, so `babysit` can do the rest."""
+    """Starts the training on every worker. The job is on record first, for `babysit` to finish."""
     launch.save(state)
     require_there(state, "run")
     if state.phase == "ready":
@@ -136,8 +137,8 @@ def babysit(launch: Launch, state: State, arguments: BabysitArguments) -> int:
     require(bool(state.config), f"{state.name} has nothing to run; `run {state.name} CONFIG` does")
     require(
         arguments.keep or state.workdir.startswith("gs://"),
-        f"workdir {state.workdir!r:.200} goes with the slice, which is deleted at the end; run into "
-        "gs://BUCKET/PATH, or --keep",
+        f"workdir {state.workdir!r:.200} goes with the slice, which is deleted at the end; run "
+        "into gs://BUCKET/PATH, or --keep",
     )
     limits = Limits(
         max_cost=arguments.max_cost,
@@ -188,9 +189,9 @@ def logs(launch: Launch, state: State, arguments: LogsArguments, reload) -> int:
         silences, attempt, offset = 0, found["attempt"], found["offset"]
         if found["text"]:
             print(found["text"], end="", flush=True)
-        elif not arguments.follow or found["over"]:
+        if found["over"] or (found["end"] and not arguments.follow):
             return 0
-        else:
+        if not found["text"]:
             launch.world.sleep(LOG_PAUSE)
 
 
@@ -231,6 +232,9 @@ def ls(world: World, folder: Path, arguments: LsArguments) -> int:
     ours = {state.name for state in known if state.zone == arguments.zone}
     for module in (cloud_tpu, compute_engine):
         for call in module.listing(arguments.project, arguments.zone):
+            if arguments.dry_run:
+                world.say(shlex.join(["gcloud", *call]))
+                continue
             for row in json.loads(gcloud(world, call) or "[]"):
                 name = row["name"].rpartition("/")[2]
                 said = row.get("state") or row.get("status")

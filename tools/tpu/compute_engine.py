@@ -1,9 +1,9 @@
 """Compute Engine: `gcloud compute`, which alone has tpu7x.
 
-A slice of one host is an instance. One of several is a managed instance group under a workload policy
-that states the topology, since only so the hosts get the links between their chips; the group
-must not repair a host by itself, which would leave the slice (Compute Engine documentation, "Create a
-MIG with multi-host TPU slice", read 2026-11-29).
+A slice of one host is an instance. One of several is a managed instance group under a workload
+policy that states the topology, since only so the hosts get the links between their chips; the
+group must not repair a host by itself, which would leave the slice (Compute Engine documentation,
+"Create a MIG with multi-host TPU slice", read 2026-11-29).
 """
 
 import json
@@ -42,13 +42,13 @@ def create(state: State) -> list[list[str]]:
         return [[*INSTANCES, "create", state.name, *shape, "--async", *place(state)]]
     region = region_of(state)
     policy = f"projects/{state.project}/regions/{region}/resourcePolicies/{state.name}"
+    links = ["--type=HIGH_THROUGHPUT", f"--accelerator-topology={found.sides}"]
+    hosts = [f"--size={found.hosts}", f"--template={state.name}", f"--workload-policy={policy}"]
+    alone = "--default-action-on-vm-failure=do-nothing"
     return [
-        [*POLICIES, "create", "workload-policy", state.name, "--type=HIGH_THROUGHPUT"]
-        + [f"--accelerator-topology={found.sides}", *regional(state)],
+        [*POLICIES, "create", "workload-policy", state.name, *links, *regional(state)],
         [*TEMPLATES, "create", state.name, *shape, f"--project={state.project}"],
-        [*GROUPS, "create", state.name, f"--size={found.hosts}", f"--template={state.name}"]
-        + ["--default-action-on-vm-failure=do-nothing", f"--workload-policy={policy}"]
-        + place(state),
+        [*GROUPS, "create", state.name, *hosts, alone, *place(state)],
     ]
 
 

@@ -39,8 +39,8 @@ class World:
     say: Callable[[str], None]
 
 
-# absent: no such thing. exists: already there. short: quota or no capacity, for now. refused: it will
-# never work so. failed: anything else, perhaps for now. silent: killed at its time limit.
+# absent: no such thing. exists: already there. short: quota or no capacity, for now. refused: it
+# will never work so. failed: anything else, perhaps for now. silent: killed at its time limit.
 Kind = Literal["absent", "exists", "short", "refused", "failed", "silent"]
 
 KINDS: dict[Kind, str] = {

@@ -44,6 +44,7 @@ def answer_to(argv: list[str], state: State, hosts: int) -> str:
         return json.dumps({"state": "READY", "networkEndpoints": ends, "status": "RUNNING"})
     if "ssh" in argv:
         one = any(word.startswith("--worker=") and word[9:] != "all" for word in argv)
-        row = {"grpojax": state.name, "exit": 0, "alive": False, "step": -1, "attempt": 1}
+        row = {"grpojax": state.name, "attempt": 1, "exit": 0, "alive": False, "step": -1}
+        row |= {"text": "", "offset": 0, "end": True, "over": True}
         return "\n".join([json.dumps(row)] * (1 if one or "tpus" not in argv else hosts))
     return ""

@@ -1,8 +1,8 @@
 """Texts: what a user may write where a name, a path or a value is asked for.
 
 A name becomes part of a command of gcloud's and has the form that Google Cloud asks for. A value
-that only travels (a path on the workers, a flag of grpojax, the value of a variable) may be any text
-that one argument of a process can hold: it is quoted once, in `remote.ask`, and never pasted.
+that only travels (a path on the workers, a flag of grpojax, the value of a variable) may be any
+text that one argument of a process can hold: it is quoted once, in `remote.ask`, and never pasted.
 """
 
 import re
@@ -25,7 +25,7 @@ def require_name(name: str) -> None:
     """Raises ValueError unless `name` can name a slice and what belongs to it."""
     require(
         re.fullmatch(NAME, name) is not None,
-        f"name must be a-z, 0-9 and -, from a letter to a letter or digit, at most 40, got {name!r}",
+        f"name must be 1 to 40 of a-z, 0-9 and -, from a letter to no -, got {name!r:.200}",
     )
 
 
@@ -75,8 +75,8 @@ def require_workdir(workdir: str) -> None:
     steps_up = ".." in PurePosixPath(workdir).parts
     require(
         (bucket or workdir.startswith("/")) and not steps_up,
-        f"workdir must be gs://BUCKET/PATH (of letters, digits and _=+.-) or an absolute path on the "
-        f"workers, got {workdir!r:.200}",
+        f"workdir must be gs://BUCKET/PATH (of letters, digits and _=+.-) or an absolute path on "
+        f"the workers, got {workdir!r:.200}",
     )
 
 
@@ -89,8 +89,8 @@ def require_variables(env: tuple[str, ...], secrets: tuple[str, ...]) -> None:
         require(ok, f"env must be NAME=VALUE, got {pair!r:.200}")
         require(
             re.fullmatch(SECRET, name) is None,
-            f"env {name} looks like a secret, which must not stand in a command; export {name} here "
-            f"and give --secrets {name}",
+            f"env {name} looks like a secret, which must not stand in a command; export {name} "
+            f"here and give --secrets {name}",
         )
     for name in secrets:
         require(

@@ -2,13 +2,14 @@
 
     python3 -I grpojax_worker.py COMMAND ...
 
-A command prints one line of JSON and may be called again: gcloud repeats one whose connection broke.
-The images have Python 3.10 (22.04) or a newer one that pip may not change (24.04). Python 3.11 comes
-from uv, itself from the package index: it needs no root, waits for no lock of apt's, which updates
-hold after boot, and gives every image the version that constraints.txt was made for.
+A command prints one line of JSON and may be called again: gcloud repeats one whose connection
+broke. The images have Python 3.10 (22.04) or a newer one that pip may not change (24.04). Python
+3.11 comes from uv, itself from the package index: it needs no root, waits for no lock of apt's,
+which updates hold after boot, and gives every image the version that constraints.txt was made for.
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -63,13 +64,13 @@ def setup(options: argparse.Namespace) -> dict:
     source, python = folder / "source", folder / "env/bin/python"
     source.mkdir(parents=True)
     uv = HOME / "uv/bin/uv"
+    install = [uv, "pip", "install", "--quiet", "--python", python]
     pip = ["python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     for step in (
         ["tar", "-xzf", ARCHIVE, "-C", source],
         [*pip, "--upgrade", "--target", HOME / "uv", UV],
         [uv, "venv", "--quiet", "--python", PYTHON, folder / "env"],
-        [uv, "pip", "install", "--quiet", "--python", python]
-        + ["--constraint", source / "constraints.txt", f"{source}[tpu,gcs]"],
+        [*install, "--constraint", source / "constraints.txt", f"{source}[tpu,gcs]"],
     ):
         done = subprocess.run([str(word) for word in step], capture_output=True, text=True)
         if done.returncode:
@@ -103,10 +104,10 @@ def start(options: argparse.Namespace) -> dict:
         fcntl.flock(lock, fcntl.LOCK_EX)
         env = [f"--env={pair}" for pair in options.env]
         env += [f"--secret={name}" for name in options.secret]
-        own = ["supervise", f"--commit={options.commit}", f"--attempt={options.attempt}", *env]
+        own = [sys.executable, "-I", __file__, "supervise"]
+        own += [f"--commit={options.commit}", f"--attempt={options.attempt}", *env]
         subprocess.Popen(
-            [sys.executable, "-I", __file__, *own, f"--lock={lock.fileno()}"]
-            + ["--", *options.arguments],
+            [*own, f"--lock={lock.fileno()}", "--", *options.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -164,8 +165,8 @@ def log(options: argparse.Namespace) -> dict:
     size = path.stat().st_size if path.exists() else 0
     end = min(size, options.offset + CHUNK)
     text = read_log(path, options.offset, end - options.offset) if end > options.offset else ""
-    over = code is not None and end == size
-    return {"attempt": attempt, "offset": max(end, options.offset), "text": text, "over": over}
+    said = {"attempt": attempt, "offset": max(end, options.offset), "text": text}
+    return said | {"end": end == size, "over": code is not None and end == size}
 
 
 def stop(options: argparse.Namespace) -> dict:
@@ -176,12 +177,14 @@ def stop(options: argparse.Namespace) -> dict:
     asked = False
     while is_alive(folder) and time.monotonic() < late:
         if not asked and (folder / "pid").exists():  # written when the training has begun
-            os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
             asked = True
         time.sleep(0.02)
     if is_alive(folder) and (folder / "pid").exists():
-        group = os.getpgid(int((folder / "pid").read_text()))  # its supervisor and what it started
-        os.killpg(group, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            group = os.getpgid(int((folder / "pid").read_text()))  # with supervisor and children
+            os.killpg(group, signal.SIGKILL)
         put(folder / "exit", 128 + signal.SIGKILL)
     return {"attempt": attempt, "exit": exit_code(folder)}
 
