@@ -118,17 +118,17 @@ def test_a_training_killed_without_a_word_is_started_again(world):
 def test_max_cost_stops_with_a_checkpoint_and_deletes(world):
     world.script(trainings=[WAITS])
     world.launch()
-    # 8 chips at 3 are 24 an hour: the look after 14 minutes would be past 6.
-    assert world.run("babysit", "pod", "--max-cost", "6", "--price-per-chip-hour", "3") == 1
-    assert "max_cost: 6.40 of 6 by the next look" in world.out
+    # 8 chips at 3 are 24 an hour: by the look after 6 minutes it would be more than 2.
+    assert world.run("babysit", "pod", "--max-cost", "2", "--price-per-chip-hour", "3") == 1
+    assert "max_cost: 2.40 of 2 by the next look" in world.out
     assert len(world.calls("ssh stop")) == 1 and world.left() == []
 
 
 def test_max_cost_counts_the_slices_before(world):
     world.script(trainings=[WAITS])
     world.launch()
-    world.script([("ssh poll", 5, "preempt"), ("ssh poll", 10, "preempt")])
-    assert world.run("babysit", "pod", "--max-cost", "6", "--price-per-chip-hour", "3") == 1
+    world.script([("ssh poll", 3, "preempt"), ("ssh poll", 5, "preempt")])
+    assert world.run("babysit", "pod", "--max-cost", "2", "--price-per-chip-hour", "3") == 1
     assert "max_cost:" in world.out
     spans = world.state()["spans"]
     assert len(spans) == 3 and all(end for _, end in spans)

@@ -1,7 +1,10 @@
 """The launcher against a fake Google Cloud: a commit is installed, started and looked at."""
 
+import ast
 import json
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.launcher_world import (  # noqa: F401
     repository,
     world,
 )
+from tools.tpu import worker
 
 JOB = ["run", "pod", "configs/tiny.py", "--workdir", WORKDIR]
 WAITS = {"steps": 10, "hang": True, "exit": 0}
@@ -102,6 +106,20 @@ def test_one_run_at_a_time(world):
     for command in (JOB, ["setup", "pod"]):
         assert world.run(*command) == 2
         assert "attempt 1 runs on pod; `stop pod` ends it" in world.err
+
+
+def test_after_a_run_that_has_ended_another_may_start(world):
+    world.launch()
+    assert world.run(*JOB) == 0
+    assert "attempt 1 has ended: exit code 0" in world.out
+    assert world.state()["attempt"] == 2 and len(world.trainings()) == 2
+
+
+def test_the_program_of_the_workers_needs_python_3_10_and_nothing_else():
+    tree = ast.parse(Path(worker.__file__).read_text(), feature_version=(3, 10))
+    names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert set(names) <= sys.stdlib_module_names
 
 
 def test_the_run_directory_is_named_once(world):
