@@ -91,9 +91,11 @@ def test_when_one_worker_crashes_the_others_are_stopped_and_all_start_again(worl
     lame = WAITS | {"workers": {"1": {"hang": False, "exit": 1}}}
     world.script(trainings=[lame, DONE])
     world.launch(*PAIR)
-    assert world.run("babysit", "pod") == 0
+    assert world.run("babysit", "pod", "--keep") == 0
     assert [row["worker"] for row in world.trainings()].count("0") == 2
     assert "exit code 1; attempt 1, newest step 10" in world.out
+    (ended,) = world.folder.glob("homes/pod/0/grpojax/attempts/1/exit")
+    assert ended.read_text() == "75\n"  # before the next one began
 
 
 def test_a_worker_that_ends_well_waits_for_the_others(world):

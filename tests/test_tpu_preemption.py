@@ -156,6 +156,8 @@ def test_a_launcher_killed_during_a_call_goes_on_from_there(world, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr(world, "call", call)
         assert world.run("babysit", "pod") == 130
+    if event == "ssh start":  # so that `stop` knows of it
+        assert world.state()["phase"] == "starting"
     assert world.run("babysit", "pod") == 0, world.out
     assert len(world.calls("queued-resources create")) == 2
     assert len(world.trainings()) == 2 and world.left() == []
