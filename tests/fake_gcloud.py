@@ -65,6 +65,9 @@ def act(cloud, action, event, words, flags, argv, stdin):
         return fail(SAID[name])
     if name == "255":
         return fail("[/usr/bin/ssh] exited with return code [255].", 255)
+    if name == "trouble":
+        say({"grpojax": "worker", "error": "OSError: [Errno 28] No space left on device"})
+        return 3
     if name == "preempt":
         take(cloud, "SUSPENDED", "PREEMPTED")
     if name == "vanish":

@@ -186,6 +186,26 @@ def test_kept_the_slice_stays(world):
     assert "pod is kept, and costs money until it is deleted" in world.out
 
 
+def test_signed_out_the_launcher_ends_and_the_run_goes_on(world):
+    world.script(trainings=[WAITS])
+    world.launch()
+    world.script([("ssh poll", 2, "255"), ("queued-resources describe", 0, "denied")])
+    assert world.run("babysit", "pod") == 2
+    assert "PERMISSION_DENIED" in world.out and world.calls("ssh stop") == []
+    assert world.state()["phase"] == "running"
+
+
+def test_a_worker_in_trouble_is_stopped_before_it_starts_again(world):
+    world.script(trainings=[WAITS, DONE])
+    world.launch()
+    world.script([("ssh poll", 2, "trouble")])
+    assert world.run("babysit", "pod", "--keep") == 0, world.out
+    assert "No space left on device; attempt 1, newest step 10" in world.out
+    assert len(world.trainings()) == 2
+    (ended,) = world.folder.glob("homes/pod/0/grpojax/attempts/1/exit")
+    assert ended.read_text() == "75\n"
+
+
 def test_done_but_not_deleted_is_said_and_is_no_success(world):
     world.launch()
     world.script([("queued-resources delete", 0, "denied")])
