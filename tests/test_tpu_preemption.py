@@ -93,7 +93,7 @@ def test_a_slice_that_never_answers_is_replaced(world):
 def test_a_hanging_connection_is_killed_and_tried_again(world):
     world.launch()
     world.script([("ssh poll", 1, "hang")])
-    world.patience = 0.6
+    world.hangs = "poll --attempt"
     assert world.run("babysit", "pod") == 0
     assert "ssh gave no answer in" in world.out
 

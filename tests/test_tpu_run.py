@@ -177,8 +177,8 @@ def test_status_shows_slice_attempt_and_step(world):
 
 def test_logs_are_followed_to_the_end_over_a_broken_connection(world):
     world.launch()
-    world.script([("ssh log", 1, "255"), ("ssh log", 2, "hang")])
-    world.patience = 0.5
+    world.script([("ssh log", 1, "hang"), ("ssh log", 2, "255")])
+    world.hangs = "log --attempt"
     assert world.run("logs", "pod", "--follow") == 0
     assert world.out.count("training 1 on worker 0") == 1
     assert "[0 of 1 workers answered; ssh" in world.out
