@@ -1,6 +1,6 @@
 """A stand-in for Google Cloud: `gcloud` over slices kept in a folder, with failures by a script.
 
-    python -I -S fake_gcloud.py ARGUMENTS ...
+    python -E -S fake_gcloud.py ARGUMENTS ...
 
 It stands where somebody else's systems begin. A worker is a folder, and what ssh is given really
 runs there through `sh`. $FAKE_CLOUD is the folder of all: cloud.json (slices, rules, counts),
@@ -10,18 +10,16 @@ started).
 A rule is [event, nth, action]: at the nth occurrence (from 1) of the event the action happens.
 """
 
-import contextlib
 import fcntl
 import glob
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
-CLOUD = os.environ["FAKE_CLOUD"]
+from fake_cloud import CLOUD, append, fail, home, kill, make_node, put, read, say, take, wipe
+
 SAID = {
     "quota": "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 0",
     "stockout": "There is no more capacity in the zone",
@@ -67,6 +65,9 @@ def act(cloud, action, event, words, flags, argv, stdin):
         return fail(SAID[name])
     if name == "255":
         return fail("[/usr/bin/ssh] exited with return code [255].", 255)
+    if name == "trouble":
+        say({"grpojax": "worker", "error": "OSError: [Errno 28] No space left on device"})
+        return 3
     if name == "preempt":
         take(cloud, "SUSPENDED", "PREEMPTED")
     if name == "vanish":
@@ -255,74 +256,6 @@ def on_compute(cloud, verb, words, flags, stdin, detail):  # compute scp FILES W
     for source in words[2:-1]:
         shutil.copy(source, home(group, worker))
     return 0
-
-
-def make_node(cloud, name, kind, engine=False):
-    prefix, _, number = kind.partition("-")
-    chips = int(number) // (1 if prefix in ("v5litepod", "v6e") else 2)
-    hosts = 1 if chips <= (8 if prefix in ("v5litepod", "v6e") else 4) else chips // 4
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(read(f"{CLOUD}/clock"))))
-    cloud["nodes"][name] = {"state": "READY", "type": kind, "hosts": hosts, "since": since}
-    cloud["nodes"][name]["engine"] = engine
-    for worker in range(hosts):
-        os.makedirs(home(name, worker), exist_ok=True)
-
-
-def take(cloud, queued, node):
-    """Google Cloud takes every slice away, with its disks."""
-    kill(cloud)
-    for found in cloud["queued"].values():
-        found["state"] = queued if found["state"] == "ACTIVE" else "FAILED"
-    for name in list(cloud["nodes"]):
-        shutil.rmtree(f"{CLOUD}/homes/{name}", ignore_errors=True)
-        if node is None:
-            del cloud["nodes"][name]
-        else:
-            cloud["nodes"][name]["state"] = node
-
-
-def wipe(cloud, name):
-    kill(cloud)
-    cloud["nodes"].pop(name, None)
-    shutil.rmtree(f"{CLOUD}/homes/{name}", ignore_errors=True)
-
-
-def kill(cloud):
-    """Every training dies without a word, as does its supervisor."""
-    for path in glob.glob(f"{CLOUD}/homes/*/*/grpojax/attempts/*/pid"):
-        if not os.path.exists(os.path.join(os.path.dirname(path), "exit")):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(os.getpgid(int(read(path))), signal.SIGKILL)
-
-
-def home(name, worker):
-    return f"{CLOUD}/homes/{name}/{worker}"
-
-
-def say(value):
-    print(json.dumps(value))
-    return 0
-
-
-def fail(said, code=1):
-    print(f"ERROR: (gcloud) {said}", file=sys.stderr)
-    return code
-
-
-def read(path):
-    with open(path) as file:
-        return file.read()
-
-
-def put(path, text):
-    with open(f"{path}.tmp{os.getpid()}", "w") as file:
-        file.write(text)
-    os.replace(file.name, path)
-
-
-def append(name, value):
-    with open(f"{CLOUD}/{name}", "a") as file:
-        file.write(json.dumps(value) + "\n")
 
 
 if __name__ == "__main__":

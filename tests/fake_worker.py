@@ -1,6 +1,6 @@
 """Stand-ins for what a worker of the fake Google Cloud calls: pip, uv and grpojax.
 
-    python -I -S fake_worker.py pip|uv|grpojax ARGUMENTS ...
+    python -E -S fake_worker.py pip|uv|grpojax ARGUMENTS ...
 
 fake_gcloud.py says what lies in $FAKE_CLOUD.
 """
@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 
-CLOUD = os.environ["FAKE_CLOUD"]
+from fake_cloud import CLOUD, append, put, read
+
 HERE = os.path.abspath(__file__)
 
 
@@ -38,7 +39,7 @@ def fake_uv(argv):
 
 def tool(path, kind):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    put(path, f'#!/bin/sh\nexec "{sys.executable}" -I -S "{HERE}" {kind} "$@"\n')
+    put(path, f'#!/bin/sh\nexec "{sys.executable}" -E -S "{HERE}" {kind} "$@"\n')
     os.chmod(path, 0o755)
 
 
@@ -80,22 +81,6 @@ def checkpoint(folder, steps):
     newest = max((int(path.split("/")[-2]) for path in seals), default=0)
     os.makedirs(f"{folder}/checkpoints/{newest + steps}")
     put(f"{folder}/checkpoints/{newest + steps}/manifest.txt", "sealed")
-
-
-def read(path):
-    with open(path) as file:
-        return file.read()
-
-
-def put(path, text):
-    with open(f"{path}.tmp{os.getpid()}", "w") as file:
-        file.write(text)
-    os.replace(file.name, path)
-
-
-def append(name, value):
-    with open(f"{CLOUD}/{name}", "a") as file:
-        file.write(json.dumps(value) + "\n")
 
 
 if __name__ == "__main__":

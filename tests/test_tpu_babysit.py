@@ -91,9 +91,11 @@ def test_when_one_worker_crashes_the_others_are_stopped_and_all_start_again(worl
     lame = WAITS | {"workers": {"1": {"hang": False, "exit": 1}}}
     world.script(trainings=[lame, DONE])
     world.launch(*PAIR)
-    assert world.run("babysit", "pod") == 0
+    assert world.run("babysit", "pod", "--keep") == 0
     assert [row["worker"] for row in world.trainings()].count("0") == 2
     assert "exit code 1; attempt 1, newest step 10" in world.out
+    (ended,) = world.folder.glob("homes/pod/0/grpojax/attempts/1/exit")
+    assert ended.read_text() == "75\n"  # before the next one began
 
 
 def test_a_worker_that_ends_well_waits_for_the_others(world):
@@ -118,17 +120,17 @@ def test_a_training_killed_without_a_word_is_started_again(world):
 def test_max_cost_stops_with_a_checkpoint_and_deletes(world):
     world.script(trainings=[WAITS])
     world.launch()
-    # 8 chips at 3 are 24 an hour: the look after 14 minutes would be past 6.
-    assert world.run("babysit", "pod", "--max-cost", "6", "--price-per-chip-hour", "3") == 1
-    assert "max_cost: 6.40 of 6 by the next look" in world.out
+    # 8 chips at 3 are 24 an hour: by the look after 6 minutes it would be more than 2.
+    assert world.run("babysit", "pod", "--max-cost", "2", "--price-per-chip-hour", "3") == 1
+    assert "max_cost: 2.40 of 2 by the next look" in world.out
     assert len(world.calls("ssh stop")) == 1 and world.left() == []
 
 
 def test_max_cost_counts_the_slices_before(world):
     world.script(trainings=[WAITS])
     world.launch()
-    world.script([("ssh poll", 5, "preempt"), ("ssh poll", 10, "preempt")])
-    assert world.run("babysit", "pod", "--max-cost", "6", "--price-per-chip-hour", "3") == 1
+    world.script([("ssh poll", 3, "preempt"), ("ssh poll", 5, "preempt")])
+    assert world.run("babysit", "pod", "--max-cost", "2", "--price-per-chip-hour", "3") == 1
     assert "max_cost:" in world.out
     spans = world.state()["spans"]
     assert len(spans) == 3 and all(end for _, end in spans)
@@ -182,6 +184,26 @@ def test_kept_the_slice_stays(world):
     assert world.run("babysit", "pod", "--keep") == 0
     assert world.left() == ["pod", "pod"]
     assert "pod is kept, and costs money until it is deleted" in world.out
+
+
+def test_signed_out_the_launcher_ends_and_the_run_goes_on(world):
+    world.script(trainings=[WAITS])
+    world.launch()
+    world.script([("ssh poll", 2, "255"), ("queued-resources describe", 0, "denied")])
+    assert world.run("babysit", "pod") == 2
+    assert "PERMISSION_DENIED" in world.out and world.calls("ssh stop") == []
+    assert world.state()["phase"] == "running"
+
+
+def test_a_worker_in_trouble_is_stopped_before_it_starts_again(world):
+    world.script(trainings=[WAITS, DONE])
+    world.launch()
+    world.script([("ssh poll", 2, "trouble")])
+    assert world.run("babysit", "pod", "--keep") == 0, world.out
+    assert "No space left on device; attempt 1, newest step 10" in world.out
+    assert len(world.trainings()) == 2
+    (ended,) = world.folder.glob("homes/pod/0/grpojax/attempts/1/exit")
+    assert ended.read_text() == "75\n"
 
 
 def test_done_but_not_deleted_is_said_and_is_no_success(world):

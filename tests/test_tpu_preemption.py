@@ -93,7 +93,7 @@ def test_a_slice_that_never_answers_is_replaced(world):
 def test_a_hanging_connection_is_killed_and_tried_again(world):
     world.launch()
     world.script([("ssh poll", 1, "hang")])
-    world.patience = 0.6
+    world.hangs = "poll --attempt"
     assert world.run("babysit", "pod") == 0
     assert "ssh gave no answer in" in world.out
 
@@ -156,6 +156,8 @@ def test_a_launcher_killed_during_a_call_goes_on_from_there(world, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr(world, "call", call)
         assert world.run("babysit", "pod") == 130
+    if event == "ssh start":  # so that `stop` knows of it
+        assert world.state()["phase"] == "starting"
     assert world.run("babysit", "pod") == 0, world.out
     assert len(world.calls("queued-resources create")) == 2
     assert len(world.trainings()) == 2 and world.left() == []

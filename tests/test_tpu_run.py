@@ -1,7 +1,10 @@
 """The launcher against a fake Google Cloud: a commit is installed, started and looked at."""
 
+import ast
 import json
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.launcher_world import (  # noqa: F401
     repository,
     world,
 )
+from tools.tpu import worker
 
 JOB = ["run", "pod", "configs/tiny.py", "--workdir", WORKDIR]
 WAITS = {"steps": 10, "hang": True, "exit": 0}
@@ -104,6 +108,20 @@ def test_one_run_at_a_time(world):
         assert "attempt 1 runs on pod; `stop pod` ends it" in world.err
 
 
+def test_after_a_run_that_has_ended_another_may_start(world):
+    world.launch()
+    assert world.run(*JOB) == 0
+    assert "attempt 1 has ended: exit code 0" in world.out
+    assert world.state()["attempt"] == 2 and len(world.trainings()) == 2
+
+
+def test_the_program_of_the_workers_needs_python_3_10_and_nothing_else():
+    tree = ast.parse(Path(worker.__file__).read_text(), feature_version=(3, 10))
+    names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert set(names) <= sys.stdlib_module_names
+
+
 def test_the_run_directory_is_named_once(world):
     assert world.run("create", "pod", *SPOT) == 0
     assert world.run("setup", "pod") == 0
@@ -159,8 +177,8 @@ def test_status_shows_slice_attempt_and_step(world):
 
 def test_logs_are_followed_to_the_end_over_a_broken_connection(world):
     world.launch()
-    world.script([("ssh log", 1, "255"), ("ssh log", 2, "hang")])
-    world.patience = 0.5
+    world.script([("ssh log", 1, "hang"), ("ssh log", 2, "255")])
+    world.hangs = "log --attempt"
     assert world.run("logs", "pod", "--follow") == 0
     assert world.out.count("training 1 on worker 0") == 1
     assert "[0 of 1 workers answered; ssh" in world.out
@@ -224,18 +242,18 @@ def test_wrong_input_is_one_line_and_exit_code_2(world, arguments, part):
     assert len(world.calls()) == before
 
 
-@pytest.mark.parametrize(
-    "flags, part",
-    [
-        (["--max-cost", "5"], "max_cost needs --price-per-chip-hour"),
-        (["--max-hours", "0"], "max_hours must be above 0, got 0"),
-        (["--max-cost", "nan", "--price-per-chip-hour", "1"], "max_cost must be above 0, got nan"),
-    ],
-)
-def test_a_limit_that_means_nothing_is_refused(world, flags, part):
+LIMITS = [
+    (["--max-cost", "5"], "max_cost needs --price-per-chip-hour"),
+    (["--max-hours", "0"], "max_hours must be above 0, got 0"),
+    (["--max-cost", "nan", "--price-per-chip-hour", "1"], "max_cost must be above 0, got nan"),
+]
+
+
+def test_a_limit_that_means_nothing_is_refused(world):
     world.launch()
-    assert world.run("babysit", "pod", *flags) == 2
-    assert part in world.err and world.left() == ["pod", "pod"]
+    for flags, part in LIMITS:
+        assert world.run("babysit", "pod", *flags) == 2
+        assert part in world.err and world.left() == ["pod", "pod"]
 
 
 def test_what_a_slice_s_name_means(world):

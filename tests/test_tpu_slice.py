@@ -83,10 +83,9 @@ def test_an_answer_that_was_lost_is_no_second_request(world):
 
 def test_a_hanging_call_is_killed_at_its_time_limit(world):
     world.script([("queued-resources create", 1, "hang")])
-    world.patience = 0.4
+    world.hangs = "queued-resources create"
     assert world.run("create", "pod", *SPOT) == 1
     assert "create gave no answer in 600 s" in world.err
-    world.patience = 30.0
     assert world.run("delete", "pod") == 0
 
 

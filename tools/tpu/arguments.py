@@ -120,7 +120,7 @@ class BabysitArguments(OneSlice):
 
     max_cost: Price = None  # of all slices of this name, in the currency of the price
     price_per_chip_hour: Price = None
-    max_hours: Price = None  # from now on
+    max_hours: Price = None  # since this run was first watched
     queue_hours: float = 24.0  # without a slice
     keep: OnOff = False  # do not delete the slice at the end
 

@@ -79,6 +79,7 @@ def babysit(launch: Launch, state: State, limits: Limits, *, keep: bool) -> int:
             except Ended as error:
                 state = ended(launch, state, error)
             except WorkerFailed as error:
+                halt(launch, state)
                 state = failed(launch, state, str(error), "ready")
             except (Unreachable, GcloudError) as error:
                 silences += 1
@@ -172,6 +173,8 @@ def unanswered(
         try:
             found = observe(launch, state)
         except GcloudError as other:
+            if other.kind == "refused":  # signed out, say, while the training goes on
+                raise Ending(2, str(other)) from other
             launch.world.say(str(other))
         else:
             if found.kind in ("absent", "gone"):
@@ -212,14 +215,10 @@ def failed(launch: Launch, state: State, why: str, phase: Phase, *, pause: bool 
 def end(launch: Launch, state: State, ending: Ending, *, keep: bool) -> int:
     """Stops what runs, deletes the slice unless `keep`, and says why."""
     launch.world.say(str(ending))
-    if state.phase in ("starting", "running") and ending.code == 1:
-        try:
-            remote.stop(launch.world, state)
-        except (Unreachable, WorkerFailed, ValueError) as error:
-            launch.world.say(f"it was not stopped: {error}")
-    # The next `babysit` goes on from here.
-    again = "prepared" if state.phase in ("starting", "running") else state.phase
-    state = dataclasses.replace(state, phase=again, failures=0, began=0.0)
+    if ending.code == 1:
+        halt(launch, state)
+    # What became of the attempt the next `babysit` sees for itself.
+    state = dataclasses.replace(state, failures=0, began=0.0)
     launch.save(state)
     if keep:
         launch.world.say(f"{state.name} is kept, and costs money until it is deleted")
@@ -230,3 +229,13 @@ def end(launch: Launch, state: State, ending: Ending, *, keep: bool) -> int:
         launch.world.say(str(error))
         return ending.code or 1
     return ending.code
+
+
+def halt(launch: Launch, state: State) -> None:
+    """Stops the training, with a checkpoint, if there is one and its workers answer."""
+    if state.phase not in ("starting", "running"):
+        return
+    try:
+        remote.stop(launch.world, state)
+    except (Unreachable, WorkerFailed) as error:
+        launch.world.say(f"it was not stopped: {error}")

@@ -1,10 +1,9 @@
 """Cloud TPU VMs: `gcloud compute tpus`, with or without a queue in front of the slice."""
 
-import json
 from typing import Any
 
 from tools.tpu.condition import Condition, seconds_of
-from tools.tpu.gcloud import GcloudError, World, gcloud
+from tools.tpu.gcloud import World, look
 from tools.tpu.slices import slice_of
 from tools.tpu.state import State
 
@@ -35,7 +34,7 @@ def create(state: State) -> list[list[str]]:
 def observe(world: World, state: State) -> Condition:
     """How the slice stands. Raises GcloudError."""
     if state.queued:
-        queued = look(world, state, "queued-resources")
+        queued = describe(world, state, "queued-resources")
         if queued is None:
             return Condition(kind="absent", said="not there")
         said = queued.get("state", {}).get("state", "UNKNOWN")
@@ -43,7 +42,7 @@ def observe(world: World, state: State) -> Condition:
         kind = specs[0].get("node", {}).get("acceleratorType", "")
         if said in GONE or said != "ACTIVE":
             return Condition(kind="gone" if said in GONE else "waiting", said=said, slice=kind)
-    node = look(world, state, "tpu-vm")
+    node = describe(world, state, "tpu-vm")
     if node is None:  # of a queued resource that is active: it has been deleted by itself
         kind = "gone" if state.queued else "absent"
         return Condition(kind=kind, said="no node" if state.queued else "not there")
@@ -58,28 +57,22 @@ def observe(world: World, state: State) -> Condition:
     )
 
 
-def look(world: World, state: State, what: str) -> dict[str, Any] | None:
-    """What `describe` says, None if there is no such thing."""
-    try:
-        command = [*TPUS, what, "describe", state.name, "--format=json", *place(state)]
-        return json.loads(gcloud(world, command))
-    except GcloudError as error:
-        if error.kind != "absent":
-            raise
-        return None
+def describe(world: World, state: State, what: str) -> dict[str, Any] | None:
+    """What is known of the queued resource or the node, None if there is none."""
+    return look(world, [*TPUS, what, "describe", state.name, "--format=json", *place(state)])
 
 
 def remains(world: World, state: State) -> list[list[str]] | None:
     """The commands that delete what is left of the slice; empty while that is under way, None once
     nothing is left. Raises GcloudError."""
-    queued = look(world, state, "queued-resources") if state.queued else None
+    queued = describe(world, state, "queued-resources") if state.queued else None
     if queued is not None:
         if queued.get("state", {}).get("state") == "DELETING":
             return []
         delete = ["queued-resources", "delete", state.name, "--force", "--quiet"]
         return [[*TPUS, *delete, *place(state)]]
     # A node may outlive the queued resource that brought it.
-    node = look(world, state, "tpu-vm")
+    node = describe(world, state, "tpu-vm")
     if node is None:
         return None
     if node.get("state") == "DELETING":

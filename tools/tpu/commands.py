@@ -1,7 +1,6 @@
 """The commands of the launcher, each as a user would do it by hand."""
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tools.tpu.arguments import (
 from tools.tpu.babysit import Limits
 from tools.tpu.babysit import babysit as keep_going
 from tools.tpu.cost import cost_lines
-from tools.tpu.gcloud import GcloudError, World, gcloud
+from tools.tpu.gcloud import GcloudError, World, look
 from tools.tpu.lifecycle import POLL_PAUSE, SILENCES, Launch, Trouble
 from tools.tpu.remote import Unreachable
 from tools.tpu.slices import describe_slice, slice_of
@@ -93,7 +92,7 @@ def setup(launch: Launch, state: State, arguments: SetupArguments) -> int:
     """Installs a commit on every worker."""
     commit = find_commit(launch.repository, arguments.commit, allow_dirty=arguments.allow_dirty)
     require_there(state, "setup")
-    require_no_attempt(state)
+    state = without_attempt(launch, state)
     state = dataclasses.replace(state, commit=commit, phase="ready")
     launch.save(state)
     launch.save(lifecycle.prepare(launch, state))
@@ -103,7 +102,7 @@ def setup(launch: Launch, state: State, arguments: SetupArguments) -> int:
 
 def with_job(launch: Launch, state: State, arguments: RunArguments, further: list[str]) -> State:
     """The state with a run to start. Raises ValueError."""
-    require_no_attempt(state)
+    state = without_attempt(launch, state)
     require(bool(state.commit), f"{state.name} has no program; `setup {state.name}` installs it")
     require_config(launch.repository, state.commit, arguments.config)
     for text in further:
@@ -235,7 +234,7 @@ def ls(world: World, folder: Path, arguments: LsArguments) -> int:
             if arguments.dry_run:
                 world.say(shlex.join(["gcloud", *call]))
                 continue
-            for row in json.loads(gcloud(world, call) or "[]"):
+            for row in look(world, call) or []:
                 name = row["name"].rpartition("/")[2]
                 said = row.get("state") or row.get("status")
                 said = said.get("state") if isinstance(said, dict) else said
@@ -253,12 +252,17 @@ def require_there(state: State, command: str) -> None:
         )
 
 
-def require_no_attempt(state: State) -> None:
-    """Raises ValueError while an attempt runs, as far as the record knows."""
-    require(
-        state.phase not in ("starting", "running"),
-        f"attempt {state.attempt} runs on {state.name}; `stop {state.name}` ends it",
-    )
+def without_attempt(launch: Launch, state: State) -> State:
+    """The state once its attempt has ended. Raises ValueError while it runs."""
+    if state.phase not in ("starting", "running"):
+        return state
+    try:
+        lifecycle.look(launch, state)
+    except lifecycle.Ended as error:
+        launch.world.say(f"attempt {state.attempt} has ended: {error}")
+        return dataclasses.replace(state, phase="prepared")
+    require(False, f"attempt {state.attempt} runs on {state.name}; `stop {state.name}` ends it")
+    raise AssertionError
 
 
 def troubled(launch: Launch, state: State, error: GcloudError | Unreachable) -> str:

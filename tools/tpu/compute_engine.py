@@ -6,11 +6,10 @@ group must not repair a host by itself, which would leave the slice (Compute Eng
 "Create a MIG with multi-host TPU slice", read 2026-11-29).
 """
 
-import json
 from typing import Any
 
 from tools.tpu.condition import Condition, seconds_of
-from tools.tpu.gcloud import GcloudError, World, gcloud
+from tools.tpu.gcloud import World, look
 from tools.tpu.slices import slice_of
 from tools.tpu.state import State
 
@@ -37,7 +36,7 @@ def create(state: State) -> list[list[str]]:
         "--scopes=cloud-platform",
     ]
     if state.spot:
-        shape += ["--provisioning-model=SPOT", "--instance-termination-action=DELETE"]
+        shape += ["--provisioning-model=SPOT", "--instance-termination-action=STOP"]
     if found.hosts == 1:
         return [[*INSTANCES, "create", state.name, *shape, "--async", *place(state)]]
     region = region_of(state)
@@ -56,18 +55,18 @@ def observe(world: World, state: State) -> Condition:
     """How the slice stands. Raises GcloudError."""
     hosts = slice_of(state.slice).hosts
     if hosts == 1:
-        instance = look(world, [*INSTANCES, "describe", state.name, *place(state)])
+        instance = ask(world, [*INSTANCES, "describe", state.name, *place(state)])
         if instance is None:
             return Condition(kind="absent", said="not there")
-        found = [(state.name, instance.get("status", ""))]
+        found = [(state.name, instance.get("status") or "")]
         since = seconds_of(instance.get("creationTimestamp", ""))
     else:
-        group = look(world, [*GROUPS, "describe", state.name, *place(state)])
+        group = ask(world, [*GROUPS, "describe", state.name, *place(state)])
         if group is None:
             return Condition(kind="absent", said="not there")
-        listed = look(world, [*GROUPS, "list-instances", state.name, *place(state)]) or []
+        listed = ask(world, [*GROUPS, "list-instances", state.name, *place(state)]) or []
         names = [row.get("instance", "").rpartition("/")[2] for row in listed]
-        found = sorted(zip(names, (row.get("instanceStatus", "") for row in listed)))
+        found = sorted(zip(names, (row.get("instanceStatus") or "" for row in listed)))
         since = seconds_of(group.get("creationTimestamp", ""))
     statuses = {status for _, status in found}
     said = ", ".join(sorted(statuses)) or "no instance"
@@ -79,14 +78,9 @@ def observe(world: World, state: State) -> Condition:
     return Condition(kind="gone" if broken else "waiting", said=said, slice=state.slice)
 
 
-def look(world: World, command: list[str]) -> Any:
+def ask(world: World, command: list[str]) -> Any:
     """What `describe` or a listing says, None if there is no such thing."""
-    try:
-        return json.loads(gcloud(world, [*command, "--format=json"]))
-    except GcloudError as error:
-        if error.kind != "absent":
-            raise
-        return None
+    return look(world, [*command, "--format=json"])
 
 
 def remains(world: World, state: State) -> list[list[str]] | None:
@@ -100,7 +94,7 @@ def remains(world: World, state: State) -> list[list[str]] | None:
     left = [
         [*kind, "delete", state.name, "--quiet", *where]
         for kind, where in kinds
-        if look(world, [*kind, "describe", state.name, *where]) is not None
+        if ask(world, [*kind, "describe", state.name, *where]) is not None
     ]
     return left or None
 

@@ -4,6 +4,7 @@ The world (processes, clock, sleep, screen) comes in as functions, so that a reh
 bring their own.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from grpojax.checks import require
 
@@ -82,6 +83,21 @@ def gcloud(
     said = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "")
     kind = next((k for k, form in KINDS.items() if re.search(form, answer.err)), "failed")
     raise GcloudError(kind, f"{what} failed with exit code {answer.code}: {said:.400}")
+
+
+def look(world: World, arguments: list[str]) -> Any:
+    """What `describe` or a listing says as JSON, None if there is no such thing. Raises
+    GcloudError."""
+    try:
+        said = gcloud(world, arguments)
+    except GcloudError as error:
+        if error.kind != "absent":
+            raise
+        return None
+    try:
+        return json.loads(said)
+    except ValueError:
+        raise GcloudError("failed", f"gcloud answered with no JSON: {said!r:.100}") from None
 
 
 def run_process(argv: list[str], stdin: str, cwd: Path | None, limit: float) -> Answer:

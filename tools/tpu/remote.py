@@ -4,6 +4,7 @@ ssh hands a shell one string. That string is made here and nowhere else, by `shl
 argument list.
 """
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -80,7 +81,8 @@ def answers_in(text: str) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines():
         if line.startswith('{"grpojax"'):
-            found.append(json.loads(line))
+            with contextlib.suppress(ValueError):  # a connection broke in the middle of it
+                found.append(json.loads(line))
     return found
 
 

@@ -95,6 +95,9 @@ def secrets(options: argparse.Namespace) -> dict:
 def start(options: argparse.Namespace) -> dict:
     """Starts `grpojax` with the arguments after `--`, detached; once for each attempt."""
     folder = HOME / "attempts" / str(options.attempt)
+    others = [path for path in (HOME / "attempts").glob("[0-9]*") if path != folder]
+    if alive := [path.name for path in others if is_alive(path)]:
+        return {"error": f"attempt {alive[0]} still runs here"}
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
