@@ -52,11 +52,6 @@ def meet(
     )
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return str(error).partition("\n")[0][:160]
-
-
 def several() -> bool:
     """Whether the run has more than one host."""
     return jax.process_count() > 1
