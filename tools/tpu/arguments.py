@@ -39,15 +39,21 @@ class PlanArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneSlice:
+class OnRecord:
     """A slice that `create` made."""
 
     name: Name  # of the slice
     state: Path = Path("~/.local/state/grpojax/tpu")  # folder of the records
-    dry_run: OnOff = False  # print every command that would be run; run and record nothing
 
     def __post_init__(self):
         require_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSlice(OnRecord):
+    """The same, for what calls `gcloud`."""
+
+    dry_run: OnOff = False  # print every command that would be run; run and record nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +142,7 @@ class DeleteArguments(OneSlice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostArguments(OneSlice):
+class CostArguments(OnRecord):
     """Chip-hours of a slice so far, and what they cost."""
 
     price_per_chip_hour: Price = None

@@ -3,7 +3,7 @@
 A slice of one host is an instance. One of several is a managed instance group under a workload
 policy that states the topology, since only so the hosts get the links between their chips; the
 group must not repair a host by itself, which would leave the slice (Compute Engine documentation,
-"Create a MIG with multi-host TPU slice", read 2026-11-29).
+"Create a MIG with multi-host TPU slice", in excerpts, 2026-11-29).
 """
 
 from typing import Any

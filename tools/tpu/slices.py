@@ -1,8 +1,9 @@
 """Slices: what a slice's name means, as in v5litepod-16 or v5p-16.
 
 The number in a name counts chips for v5litepod and v6e and cores for v4, v5p and tpu7x, so v5p-16
-is 8 chips. Topologies, hosts and runtime versions are those of the Cloud TPU documentation (pages
-v4, v5e, v5p, v6e, tpu7x and "TPU software versions", read 2026-11-29). Powers of two are known.
+is 8 chips. Topologies, hosts and runtime versions follow excerpts of the Cloud TPU documentation
+(pages v4, v5e, v5p, v6e, tpu7x and "TPU software versions", 2026-11-29); `--runtime-version`
+overrides the last. Powers of two are known.
 """
 
 import re
