@@ -124,7 +124,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, kv: tuple[KV | None, KV | None], kind: Kind, context: Context):
         c = self.config
         before, after = c.norm_placement != "after", c.norm_placement != "before"
-        x = by_rows(x)
+        x = constrain(x, ("batch", None, "sequence", None))
         y = Norm(c, name="attention_norm")(x) if before else x
         y, own = Attention(c, name="attention")(y, kv, kind, context)
         x += (Norm(c, name="attention_post_norm")(y) if after else y).astype(x.dtype)
