@@ -9,18 +9,11 @@ all collectives, those in loops counted once. Nothing is run; half a minute on 2
 Result (2026-11-29): LOG.md.
 """
 
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-
 import jax
-
-jax.config.update("jax_num_cpu_devices", 8)
-
 import jax.numpy as jnp
+from grpojax.collectives import traffic_of
 
 from grpojax import sharding
-from grpojax.collectives import traffic_of
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
 from grpojax.learner import abstract_state, make_update
 from grpojax.mesh import mesh_of
@@ -64,6 +57,8 @@ def compiled(prompt_length: int, completion_length: int):
 
 
 def main():
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
     for name, lengths in LENGTHS.items():
         for split in ((), ("tensor",)):
             sharding.USED["sequence"] = split

@@ -29,8 +29,8 @@ USED: Rules = {
     "kv_heads": ("tensor",),
     "ffw": ("tensor",),
     "experts": ("expert", "tensor"),
-    # Tokens of a row, between layers. Over tensor they would save a tenth of an update's temporaries
-    # and send half as much again (experiments/sequence_sharding.py).
+    # Tokens of a row, between layers: splitting them over tensor does not pay
+    # (experiments/sequence_sharding.py).
     "sequence": (),
     **dict.fromkeys(("layers", "embed", "expert_embed", "head_dim", "norm", "rank"), ()),
 }
