@@ -4,6 +4,7 @@ Whatever the user got wrong ends in one line on stderr and exit code 2. What nee
 inside the commands, so that --help and a wrong flag are answered at once.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,12 +40,46 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as shown:  # tyro leaves this way once it has printed a help page
         return int(shown.code or 0)
     except KeyboardInterrupt:
-        return 130
-    except ValueError as error:
-        if not is_wrong_input(error):
+        return ended(130)
+    except Exception as error:
+        if isinstance(error, ValueError) and is_wrong_input(error):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return ended(2)
+        if not with_others():
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        traceback.print_exc()
+        return ended(crashed(error))
+
+
+def with_others() -> bool:
+    """Whether this process is one host of several."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def crashed(error: Exception) -> int:
+    """The exit code of a host that ends on `error`, said in one line if another host is gone."""
+    import jax
+
+    from grpojax.hosts import LOST, first_line
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return 1
+    print(
+        f"error: lost touch with another host ({first_line(error)}); this one ends too: start all "
+        "again, and the run goes on from its newest checkpoint",
+        file=sys.stderr,
+    )
+    return LOST
+
+
+def ended(code: int) -> int:
+    """`code`; but one host of several is gone at once, since at its end it would wait for others,
+    which may wait for it."""
+    if with_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def is_wrong_input(error: ValueError) -> bool:
@@ -77,7 +112,10 @@ def train(args: list[str]) -> int:
     arguments = parse_with_config(TrainArguments, "train", args)
     from grpojax.arithmetic import dry_run
     from grpojax.compilation import use_compilation_cache
+    from grpojax.hosts import is_first, meet
     from grpojax.train import train
+
+    meet(**vars(arguments.hosts), environment=os.environ)
 
     if arguments.dry_run:
         print(dry_run(arguments.config, arguments.workdir))
@@ -89,7 +127,7 @@ def train(args: list[str]) -> int:
         allow_config_change=arguments.allow_config_change,
         profile_steps=arguments.profiled,
     )
-    if code == 0:
+    if code == 0 and is_first():
         from grpojax.report import write_report
 
         print(f"{write_report(arguments.workdir)}, and curves.png beside it")
@@ -100,7 +138,10 @@ def sft(args: list[str]) -> int:
     arguments = parse_with_config(SFTArguments, "sft", args)
     from grpojax.arithmetic import dry_run
     from grpojax.compilation import use_compilation_cache
+    from grpojax.hosts import meet
     from grpojax.sft import sft
+
+    meet(**vars(arguments.hosts), environment=os.environ)
 
     if arguments.dry_run:
         print(dry_run(arguments.config, arguments.workdir))
@@ -115,7 +156,10 @@ def evaluate(args: list[str]) -> int:
         require_folder(run)
     from grpojax.compilation import use_compilation_cache
     from grpojax.evaluate import evaluate_runs, write_answers
+    from grpojax.hosts import is_first, meet
     from grpojax.scoreboard import show_scoreboard
+
+    meet(**vars(arguments.hosts), environment=os.environ)
 
     use_compilation_cache()
     evaluations = evaluate_runs(
@@ -126,6 +170,8 @@ def evaluate(args: list[str]) -> int:
         k=arguments.k or tuple(k for k in (1, 4, 16) if k <= arguments.samples),
         examples=arguments.examples,
     )
+    if not is_first():
+        return 0
     show_scoreboard(evaluations, arguments.split)
     if arguments.out is not None:
         write_answers(arguments.out, arguments.split, evaluations)

@@ -3,18 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from grpojax.data import make_prompts, rows_of
-from grpojax.rewards import compute_rewards
+from grpojax.hosts import on_host
+from grpojax.rewards import Judged, compute_rewards
 from grpojax.run import Run
 from grpojax.sampling import make_sampler
 from grpojax.sharding import row_parts, shard_batch
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups
 from grpojax.types import Params
+from grpojax.verdicts import Verdict, judge_by_hosts
 
 JUDGED = ("accuracy", "format", "language")  # rewards of a task that evaluation reports
 
@@ -64,6 +65,14 @@ def make_answerer(run: Run, *, samples: int) -> Answerer:
     at_once = config.grpo.prompts_per_step * config.grpo.group_size  # completions: as in training
     shards = row_parts(run.mesh)
 
+    def judge(name: str, chosen: Sequence[Example], texts: list[list[str]]) -> Judged:
+        def judge_rows(rows: Int[np.ndarray, "R"]) -> Verdict:
+            asked, answers = [chosen[row] for row in rows], [texts[row] for row in rows]
+            only = {name: rewards[name]}
+            return compute_rewards(only, [1.0], asked, answers, config.judging), {}
+
+        return judge_by_hosts(np.arange(len(chosen)), judge_rows)[0]
+
     def complete(sampler, params, prompts, chosen, key, group_size) -> list[list[Answer]]:
         size = -(-min(max(at_once // group_size, 1), len(chosen)) // shards) * shards
         texts, lengths, truncated = [], [], []
@@ -71,16 +80,13 @@ def make_answerer(run: Run, *, samples: int) -> Answerer:
             # The last batch is filled up with its last problem: one shape, compiled once.
             rows = np.minimum(np.arange(start, start + size), len(chosen) - 1)
             drawn = sampler(params, shard_batch(rows_of(prompts, rows), run.mesh), key)
-            tokens, mask = jax.device_get((drawn.tokens, drawn.mask))
+            tokens, mask = on_host((drawn.tokens, drawn.mask))
             texts += decode_groups(run.tokenizer, tokens, mask, run.stops)
             lengths += mask.sum(-1).tolist()
             truncated += (~(mask & np.isin(tokens, run.stops)).any(-1)).tolist()
         texts = texts[: len(chosen)]
         # Each by itself: a format that cannot be judged says nothing about the accuracy.
-        judged = {
-            name: compute_rewards({name: reward}, [1.0], chosen, texts, config.judging)
-            for name, reward in rewards.items()
-        }
+        judged = {name: judge(name, chosen, texts) for name in rewards}
         worth = {name: np.where(j.valid, j.total, np.nan) for name, j in judged.items()}
         return [
             [

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from grpojax.checks import require, require_positive
+from grpojax.checks import require, require_fields, require_positive
 from grpojax.config import Config, EvaluationConfig, SamplingConfig
 from grpojax.parsing import HELP, parse
 from grpojax.presets import describe_objective
@@ -20,11 +20,41 @@ OnOff = tyro.conf.FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostsArguments:
+    """The other processes of this run; on Cloud TPU and under Slurm they are found."""
+
+    coordinator: str = ""  # host:port where process 0 waits for the others; empty: found, or alone
+    count: int = 1  # processes of the run
+    index: int = 0  # which of them this is, from 0
+    heartbeat: int = 60  # seconds without a sign of life after which a host counts as lost
+    patience: int = 300  # seconds that the others have to appear
+
+    def __post_init__(self):
+        require_fields(self)
+        require_positive(self, "count", "heartbeat", "patience")
+        host, _, port = self.coordinator.rpartition(":")
+        require(
+            not self.coordinator or (bool(host) and port.isdecimal() and 0 < int(port) < 65536),
+            f"hosts.coordinator must be host:port of process 0, got {self.coordinator!r}",
+        )
+        require(
+            bool(self.coordinator) == (self.count > 1),
+            "hosts.coordinator and hosts.count above 1 need each other, got "
+            f"{self.coordinator!r} and {self.count}",
+        )
+        require(
+            0 <= self.index < self.count,
+            f"hosts.index must be from 0 to hosts.count - 1 = {self.count - 1}, got {self.index}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SFTArguments:
     """The supervised stage: imitates the task's worked completions, before GRPO."""
 
     workdir: Path  # run directory, made if it is not there
     dry_run: OnOff = False  # check everything and print the run's arithmetic; compile nothing
+    hosts: HostsArguments = HostsArguments()
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -66,6 +96,7 @@ class EvaluateArguments:
     k: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()  # of the checkpoints of each run; by default its newest
     out: Path | None = None  # file for every completion, judged, as JSON lines
+    hosts: HostsArguments = HostsArguments()
 
     def __post_init__(self):
         require(bool(self.runs), "evaluate needs at least one run directory, got none")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
+from grpojax.hosts import is_first, told, wait_for_all
 from grpojax.manifest import damage_of, read_manifest, sync, write_manifest
 from grpojax.types import Params, State
 
@@ -46,7 +47,7 @@ def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
     folder = Path(folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():
+        for entry in folder.iterdir() if is_first() else ():
             if re.match(r"\d+\.(unfinished|removed)", entry.name):
                 shutil.rmtree(entry)
         if not os.access(folder, os.W_OK):
@@ -55,6 +56,7 @@ def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
         raise ValueError(
             f"checkpoints need a folder that can be written, got {folder} ({error.strerror})"
         ) from error
+    wait_for_all("checkpoints are tidied up")
     # Orbax logs its threads' errors with tracebacks; here the next save or close raises them.
     logging.getLogger("absl").addFilter(_not_from_orbax)
     writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -75,6 +77,7 @@ def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) 
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy must be in [0, 1], or None if not evaluated, got {accuracy}")
     _wait(manager)
+    wait_for_all("the checkpoint before is finished")
     path = manager.folder / str(step)
     if path.exists():
         if damage := damage_of(path):
@@ -89,7 +92,7 @@ def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) 
 def close(manager: Checkpoints) -> None:
     """Waits until the last save is complete, manifest included; OSError if it failed."""
     try:
-        _wait(manager)
+        _wait(manager)  # and for no other host: it may be gone
     finally:
         manager.thread.shutdown()
         manager.writer.close()
@@ -107,10 +110,9 @@ def restore(manager: Checkpoints, like: State, say: Say) -> tuple[State, int] | 
       ValueError: every checkpoint is damaged, or the chosen one does not fit `like`.
     """
     _wait(manager)
-    steps = sorted(_accuracies(manager.folder), reverse=True)
-    if not steps:
+    chosen = told(lambda: _choose_newest(manager.folder, say))
+    if chosen is None:
         return None
-    chosen = _choose(manager.folder, steps, say, rename=True)
     return _load(manager.folder / str(chosen), like, prefix=""), chosen
 
 
@@ -154,7 +156,9 @@ def _wait(manager: Checkpoints) -> None:
 def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float | None) -> None:
     """Runs beside training: waits for Orbax's files, seals and names the checkpoint, tidies up."""
     try:
-        manager.writer.wait_until_finished()
+        manager.writer.wait_until_finished()  # and all other hosts have written what is theirs
+        if not is_first():
+            return
         write_manifest(unfinished, path.name, accuracy)
         unfinished.rename(path)
         sync(path.parent)
@@ -185,6 +189,12 @@ def _accuracies(folder: Path) -> dict[int, float | None]:
         except (OSError, ValueError):
             accuracies[step] = math.inf
     return accuracies
+
+
+def _choose_newest(folder: Path, say: Say) -> int | None:
+    """The newest good checkpoint; None if there are none."""
+    steps = sorted(_accuracies(folder), reverse=True)
+    return _choose(folder, steps, say, rename=True) if steps else None
 
 
 def _choose(folder: Path, steps: list[int], say: Say, *, rename: bool) -> int:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from grpojax.hosts import is_first
 from grpojax.metrics import Group
 
 SHOWN = 320  # characters of a completion or a prompt in a table; more are left out in the middle
@@ -33,9 +34,9 @@ class Console:
         steps: steps of the whole run.
         first_step: 0 for a new run; for one restored after n batches, n + 1.
         every: steps between the lines of a run that is not shown on a terminal.
-        terminal: where to; None is standard output.
+        terminal: where to; None is standard output, and on a host but the first nowhere.
         """
-        self.terminal = Terminal(highlight=False) if terminal is None else terminal
+        self.terminal = terminal or Terminal(highlight=False, quiet=not is_first())
         self.steps, self.every = steps, every
         # Of a restored run the tokens so far are not known before its first step has ended.
         self.tokens = 0.0 if first_step <= 1 else math.nan

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grpojax.config import Config
+from grpojax.hosts import is_first, on_host, wait_for_all
 from grpojax.lora import combine
 from grpojax.optimizer import make_optimizer
 from grpojax.pairs import best_and_worst, joined, load_pairs, make_pairs, require_pairs, save_pairs
@@ -59,8 +60,10 @@ def make_iteration(run: Run, like: TrainState) -> Iteration:
         return scorer(params, prompts, drawn.tokens, drawn.mask)
 
     def judge(judged: Judged, prompts: Prompts, drawn: Completions, scores: Array, step: int):
-        scores = jax.device_get(scores)
-        save_pairs(folder, step, make_pairs(prompts, drawn, judged.total, judged.valid))
+        scores, prompts, drawn = on_host((scores, prompts, drawn))
+        if is_first():
+            save_pairs(folder, step, make_pairs(prompts, drawn, judged.total, judged.valid))
+        wait_for_all("pairs")
         seen = {"reward_model/unseen_accuracy": agreement(judged, scores)}
         return with_scores(judged, scores, chosen.weight), seen if step > chosen.every else {}
 

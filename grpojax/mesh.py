@@ -47,6 +47,10 @@ def make_sampling_mesh(config: MeshConfig, training: Mesh) -> Mesh:
     """
     if not config.sampling:
         return training
+    require(
+        jax.process_count() == 1,
+        f"mesh.sampling={config.sampling} needs all devices on one host; leave it at 0 on several",
+    )
     split = {axis: training.shape[axis] for axis in ("expert", "tensor")}
     parts = math.prod(split.values())
     require_multiple("mesh.sampling", config.sampling, parts, "the mesh's expert * tensor")

@@ -5,7 +5,7 @@ draw with keys of its own; a group that has spread is kept as it is.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.config import Config, GRPOConfig
+from grpojax.hosts import is_first, on_host
 from grpojax.rewards import Judged, compute_rewards
 from grpojax.run import Run
 from grpojax.sampling import make_sampler, stream_key
@@ -23,6 +24,7 @@ from grpojax.summary import Laps
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups
 from grpojax.types import Completions, Evidence, Params, Prompts
+from grpojax.verdicts import Verdict, judge_by_hosts, part_of, rows_of
 
 
 class Rollout(NamedTuple):
@@ -59,9 +61,33 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
         temperature=sampling.temperature,
     )
 
-    def judge(examples: Sequence[Example], texts: list[list[str]], lengths, cut_off) -> Judged:
-        judged = compute_rewards(run.rewards, named, examples, texts, config.judging)
-        return with_overlong(judged, lengths, cut_off, grpo, sampling.completion_length)
+    def decode(tokens: np.ndarray, mask: np.ndarray, rows: Int[np.ndarray, "R"]):
+        """Texts of these rows; none of the others."""
+        texts: list[list[str]] = [[] for _ in tokens]
+        for row, group in zip(
+            rows, decode_groups(run.tokenizer, tokens[rows], mask[rows], run.stops)
+        ):
+            texts[row] = group
+        return texts
+
+    def judge(rows: Int[np.ndarray, "R"], examples, texts, lengths, cut_off) -> Verdict:
+        asked, answers = [examples[row] for row in rows], [texts[row] for row in rows]
+        judged = compute_rewards(run.rewards, named, asked, answers, config.judging)
+        length = sampling.completion_length
+        return with_overlong(judged, lengths[rows], cut_off[rows], grpo, length), {}
+
+    def judge_parts(rows: Int[np.ndarray, "R"], examples, tokens, mask, judged) -> Verdict:
+        said, values, ends = judge_steps(
+            run.step_reward,
+            run.tokenizer,
+            "\n" if config.step_boundary == "newline" else config.step_boundary,
+            run.stops,
+            [examples[row] for row in rows],
+            tokens[rows],
+            mask[rows],
+            rows_of(judged, rows),
+        )
+        return said, {"rewards": values, "ends": ends}
 
     def rollout(
         params: Params,
@@ -82,19 +108,16 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
                 drawn = take_groups(again, new, drawn) if attempt else new
             redrawn += int(again.sum()) if attempt else 0
             completions = shard_batch(drawn, run.mesh)
-            tokens, mask = jax.device_get((drawn.tokens, drawn.mask))  # wait: the sampler
+            tokens, mask = on_host((drawn.tokens, drawn.mask))  # wait: the sampler
             laps.end("time/sample")
             lengths, cut_off = mask.sum(-1), reached_the_end(tokens, mask, run.stops)
             meanwhile(completions)
-            texts = decode_groups(run.tokenizer, tokens, mask, run.stops)
             rows = np.flatnonzero(again)
             draws.append((rows, lengths[rows]))
-            said = judge(
-                [examples[row] for row in rows],
-                [texts[row] for row in rows],
-                lengths[rows],
-                cut_off[rows],
-            )
+            # The first host also records what was drawn.
+            texts = decode(tokens, mask, np.arange(len(tokens)) if is_first() else part_of(rows))
+            groups = examples, texts, lengths, cut_off
+            said, _ = judge_by_hosts(rows, lambda rows, groups=groups: judge(rows, *groups))
             judged = merge(judged, said, again) if attempt else said
             laps.end("time/reward")
             again = without_spread(judged)
@@ -102,16 +125,13 @@ def make_rollout(run: Run) -> Callable[..., Rollout]:
                 break
         step_rewards = step_ends = None
         if run.step_reward is not None:
-            judged, step_rewards, step_ends = judge_steps(
-                run.step_reward,
-                run.tokenizer,
-                "\n" if config.step_boundary == "newline" else config.step_boundary,
-                run.stops,
-                examples,
-                tokens,
-                mask,
-                judged,
+            drawn_so = examples, tokens, mask, judged
+            said, more = judge_by_hosts(
+                np.arange(len(examples)), lambda rows: judge_parts(rows, *drawn_so)
             )
+            failure = judged.failure or said.failure
+            judged = dataclasses.replace(said, failure=failure, counts=judged.counts)
+            step_rewards, step_ends = more["rewards"], more["ends"]
             laps.end("time/reward")
         return Rollout(
             completions,
@@ -160,7 +180,7 @@ def reward_weights(config: Config) -> tuple[float, ...]:
 
 def take_groups(rows: Bool[np.ndarray, "B"], new: Completions, old: Completions) -> Completions:
     """The groups of `new` where `rows` is True, those of `old` elsewhere."""
-    chosen = jnp.asarray(rows)[:, None, None]
+    chosen = rows[:, None, None]
     return jax.tree.map(lambda new, old: jnp.where(chosen, new, old), new, old)
 
 

@@ -51,13 +51,13 @@ PUBLISHED = {
 
 def roofline_of(devices: Iterable[jax.Device]) -> Roofline:
     """Of equal devices together; what is not published is measured, once a process."""
-    first, *others = devices
-    count = 1 + len(others)
-    if known := published(first.device_kind, count):
+    devices = list(devices)
+    count = len(devices)
+    if known := published(devices[0].device_kind, count):
         return known
-    if first.platform == "cpu":  # its devices share one host, of which one of them can use all
-        count = 1
-    flops, moved = measure(first)
+    if devices[0].platform == "cpu":  # those of a host share it, and one of them can use all
+        count = len({device.process_index for device in devices})
+    flops, moved = measure(jax.local_devices()[0])
     return Roofline(flops * count, moved * count, measured=True)
 
 

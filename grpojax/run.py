@@ -25,6 +25,7 @@ from grpojax.checks import require
 from grpojax.config import Config, from_dict
 from grpojax.data import fit_prompts
 from grpojax.families import FREE
+from grpojax.hosts import is_first, wait_for_all
 from grpojax.kernels import choose_attention
 from grpojax.lora import combine, freeze, merge, split
 from grpojax.mesh import check_mesh, make_mesh, make_sampling_mesh, mesh_notes
@@ -139,6 +140,14 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
             f"{run.workdir} was made with another config: {'; '.join(changed)}; use another "
             "--workdir, or --allow-config-change to go on with the new one",
         )
+    wait_for_all("the config is read")
+    if is_first():
+        write_about(run)
+    wait_for_all("the config is written")
+
+
+def write_about(run: Run) -> None:
+    """Writes config.json and the tokenizer's file."""
     run.workdir.mkdir(parents=True, exist_ok=True)
     run.tokenizer.save(run.workdir)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -148,7 +157,7 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
         "commit": git_commit(),
         "notes": run.task.notes,
     }
-    path.write_text(json.dumps(about, indent=2) + "\n")
+    (run.workdir / "config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def initial_params(run: Run, say: Callable[[str], None]) -> Params:

@@ -16,6 +16,7 @@ from grpojax.config import Config, GRPOConfig
 from grpojax.console import Console
 from grpojax.data import make_demonstrations
 from grpojax.evaluate import make_evaluator
+from grpojax.hosts import log_folder
 from grpojax.learner import abstract_state, init_state, make_update
 from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
@@ -58,6 +59,7 @@ def sft(config: Config, workdir: Path) -> int:
         weigher = make_weigher(objective, completion_length=config.sampling.completion_length)
         evaluate = make_evaluator(run, examples=config.evaluation.examples, samples=0, k=())
         start_run(run, allow_config_change=False)
+        logs = stack.enter_context(log_folder(workdir))
         checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.callback(close, checkpoints)
         state, done = restore(checkpoints, like, print) or (None, 0)
@@ -68,7 +70,7 @@ def sft(config: Config, workdir: Path) -> int:
             state = init_state(optimizer, like, trained)
 
         first = done + 1 if done else 0
-        writer = stack.enter_context(MetricsWriter(workdir, first, config.logging.tensorboard))
+        writer = stack.enter_context(MetricsWriter(logs, first, config.logging.tensorboard))
         console = stack.enter_context(Console(stage.max_steps, first, stage.check_every))
 
         def reached(step: int) -> bool:

@@ -184,4 +184,12 @@ def rows_each(batch: int) -> int:
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Host arrays on the devices, their first axis split over data, fsdp and expert."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(ROWS)))
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+
+    def place(x: Any) -> Array:
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        # Each host makes what lies on its devices, and does not compare it with the others.
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(place, tree)

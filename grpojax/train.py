@@ -18,6 +18,7 @@ from grpojax.config import Config
 from grpojax.console import Console
 from grpojax.data import make_batches
 from grpojax.evaluate import make_evaluator
+from grpojax.hosts import any_host, is_first, log_folder, on_host
 from grpojax.iteration import (
     Iteration,
     init_reward_model,
@@ -145,7 +146,7 @@ def make_step(
             metrics["completions/redrawn_groups"] = drawn.redrawn
         if grpo.lag:
             metrics["sampling/lag"] = min(step, grpo.lag)
-        shown = jax.device_get(advantages)
+        shown = on_host(advantages)
         groups = as_groups(examples, drawn.texts, drawn.judged, shown, drawn.mask)
         metrics |= ledger(Lengths(read, lengths), drawn.draws, laps.times, scored=bool(agreed))
         laps.end("time/summary")
@@ -194,6 +195,7 @@ def train(
         start_run(run, allow_config_change=allow_config_change)
         roofline = roofline_of(run.mesh.devices.flat)
         sampling = roofline_of(run.sampling_mesh.devices.flat)
+        logs = stack.enter_context(log_folder(workdir))
         checkpoints = open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         stack.callback(close, checkpoints)
         state, done = restore(checkpoints, with_abstract_older(like, run), print) or (None, 0)
@@ -210,7 +212,7 @@ def train(
 
         first = done + 1 if done else 0
         log = config.logging
-        writer = stack.enter_context(MetricsWriter(workdir, first, log.tensorboard))
+        writer = stack.enter_context(MetricsWriter(logs, first, log.tensorboard))
         console = stack.enter_context(Console(config.steps, first, log.completions_every))
         console.say(describe_objective(config))
         for reason in config.grpo.cautions:
@@ -250,14 +252,16 @@ def train(
                 failed = True
             trained_too = [part for part in (state.critic, state.reward_model) if part]
             if max(int(part.skipped) for part in (state, *trained_too)) >= MOST_REFUSED:
-                np.savez(workdir / "nonfinite_batch.npz", **flat_arrays(batch))
+                arrays = flat_arrays(batch)
+                if is_first():
+                    np.savez(workdir / "nonfinite_batch.npz", **arrays)
                 console.say(
                     f"step {step}: {MOST_REFUSED} updates in a row were not finite; gave up"
                 )
                 return 1
 
             laps.end("time/record")
-            last, stop = step == config.steps, requested()
+            last, stop = step == config.steps, any_host(requested())
             if iteration and step % iteration_steps == 0:
                 state, learnt = iteration.end(state, frozen, step, console.say)
                 writer.write(step, learnt)
@@ -293,4 +297,4 @@ def flat_arrays(batch: GroupBatch) -> dict[str, np.ndarray]:
     """The arrays of a batch by name, for study."""
     leaves, _ = jax.tree.flatten_with_path(batch)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
-    return jax.device_get(named)
+    return on_host(named)

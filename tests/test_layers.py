@@ -25,14 +25,17 @@ LEVELS = [
         "task",
         "signals",
         "manifest",
+        "hosts",
     },
-    {"attention", "cudnn", "splash", "kernels"}
+    {"hosts"}
+    | {"attention", "cudnn", "splash", "kernels"}
     | {"rotary", "layers", "experts", "lora", "families", "sharding", "mesh"}
     | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
     | {"optimizer", "gradients", "roofline", "profiler", "work"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison", "estimates", "coleg", "drawing", "slices"},
-    {"model", "layout", "tasks", "summary", "vocabulary", "steps", "weigher", "pairs"} | {"ledger"},
+    {"model", "layout", "verdicts", "tasks", "summary", "vocabulary", "steps", "weigher", "pairs"}
+    | {"ledger"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data", "contamination"}
     | {"scalar", "critic", "reward_model"},
     {"learner", "run"},
