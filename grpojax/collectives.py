@@ -4,8 +4,8 @@ Bytes are those that a device receives: of n devices, (n - 1) / n of what an all
 reduce-scatter or an all-to-all makes or takes whole, twice that of an all-reduce, all of a permute.
 A loop whose number of turns stands in its condition counts that often. A loop that ends when its
 data say so is one over tokens, and what is in it is of a token; where loops follow each other, of
-the one that moves most; what stands in a loop around such loops is of a change of shape. Of branches
-the one that moves most counts.
+the one that moves most; what stands in a loop around such loops is of a change of shape. Of
+branches the one that moves most counts.
 """
 
 import math
@@ -152,7 +152,7 @@ def repeated(body: Traffic, turns: int | None, loops: bool) -> Traffic:
 def turns_of(line: str, condition: list[str]) -> int | None:
     """How often a loop runs, if the program says so: as XLA found, or as its condition compares a
     count from 0 with a constant."""
-    if known := re.search(r'known_trip_count[^\d}]*(\d+)', line):
+    if known := re.search(r"known_trip_count[^\d}]*(\d+)", line):
         return int(known[1])
     text = "\n".join(condition)
     constants = dict(re.findall(r"%?([\w.\-]+) = s32\[\][^ ]* constant\((\d+)\)", text))

@@ -1,4 +1,4 @@
-"""Forecast: memory and time of a step on a mesh, by arithmetic alone, with every length the longest.
+"""Forecast: memory and time of a step on a mesh, by arithmetic alone, every length the longest.
 
 Time is the roofline's of the work that a device has (`work`), and of what it receives from others
 by a ring along one dimension; nothing overlaps. So it is less than a step will take, and its use is
@@ -27,7 +27,6 @@ from grpojax.work import (
     Work,
     decode_work,
     forward_work,
-    kv_bytes,
     prefill_work,
     update_work,
     weight_bytes,
@@ -98,7 +97,8 @@ class Size(NamedTuple):
 
 
 def parameters_each(model: ModelConfig, sizes: Mapping[str, int], rules: Rules) -> Size:
-    """How many a device of a mesh of these sizes has where they are kept, or where they are used."""
+    """How many a device of a mesh of these sizes has, where they are kept or where they are
+    used."""
     trained = frozen = experts = 0
     for path, leaf in boxed_params(model):
         array = leaf.value if is_box(leaf) else leaf
@@ -207,14 +207,12 @@ def memory(config: Config, sizes: Mapping[str, int], rows: int, part: int) -> di
 
 
 def inner_width(model: ModelConfig) -> int:
-    """Numbers that a layer makes of a token: heads, and the feed-forward of each expert it takes."""
+    """Numbers that a layer makes of a token: heads, and the feed-forward of each expert taken."""
     attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     return attention + 3 * model.ffw_dim * max(1, model.experts_per_token)
 
 
-def received(
-    config: Config, sizes: Mapping[str, int], rows: int
-) -> dict[str, tuple[int, int]]:
+def received(config: Config, sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int, int]]:
     """Bytes that a device receives in each phase, and in how many collectives."""
     model, grpo, sampling = config.model, config.grpo, config.sampling
     data, fsdp, expert, tensor = (sizes[axis] for axis in ("data", "fsdp", "expert", "tensor"))

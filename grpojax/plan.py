@@ -7,23 +7,29 @@ program runs.
 import dataclasses
 import re
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from grpojax.arithmetic import size
 from grpojax.checks import require
-from grpojax.collectives import Kinds, Traffic, amount, traffic_of
-from grpojax.config import Config, MeshConfig
-from grpojax.forecast import LATENCY, Device, Forecast, forecast
+from grpojax.collectives import Traffic, traffic_of
+from grpojax.config import Config
+from grpojax.forecast import Device, Forecast, forecast
 from grpojax.kernels import choose_attention
 from grpojax.mesh import check_mesh, make_mesh, mesh_notes
 from grpojax.model import Policy
+from grpojax.names import find_function
 from grpojax.programs import held_bytes, lowered
-from grpojax.roofline import rate
-from grpojax.run import check_names
+from grpojax.rewards import choose_rewards
+from grpojax.run import check_init
 from grpojax.sampling import decode_shapes
-from grpojax.topology import GIB, Topology, devices_of, plural
+from grpojax.search import Candidate, search, with_mesh
+from grpojax.tasks import TASKS, load_task
+from grpojax.tokenizer import load_tokenizer, stop_ids
+from grpojax.topology import GIB, Topology, devices_of
+from grpojax.vocabulary import check_vocabulary
 
 RESERVED = GIB // 4  # of a device's memory that libtpu keeps: of the 16 GiB of a v5e it gives 15.75
 
@@ -109,7 +115,10 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     """
     refuse_unplanned(config)
     missing = check_names(config)
-    mesh = make_mesh(config.mesh, devices_of(topology))
+    jax.config.update("jax_enable_compilation_cache", False)  # it would load what it finds
+    devices = devices_of(topology)
+    config, picked = with_mesh(config, devices)
+    mesh = make_mesh(config.mesh, devices)
     check_mesh(mesh, mesh, config)
     model = choose_attention(config.model, mesh.devices.flat[0])
     config = dataclasses.replace(config, model=model)
@@ -128,8 +137,53 @@ def make_plan(config: Config, topology: Topology) -> Plan:
         programs=programs,
         beside={name: beside[name] for name in programs},
         forecast=forecast(config, dict(mesh.shape)),
-        notes=(*mesh_notes(model, mesh), *missing),
+        notes=(*picked, *mesh_notes(model, mesh), *missing),
     )
+
+
+def make_plans(
+    config: Config, topology: Topology, *, most: int
+) -> tuple[list[Candidate], Iterator[Plan]]:
+    """What `search` finds, and the plans of the best, each compiled when it is asked for."""
+    refuse_unplanned(config)
+    check_names(config)
+    found = search(config, topology.devices, device_of(topology))
+    require(
+        bool(found),
+        f"no mesh of {topology.devices} devices fits prompts_per_step="
+        f"{config.grpo.prompts_per_step} and this model; try another slice, or prompts_per_step="
+        f"{topology.devices * config.grpo.minibatches}",
+    )
+    return found, (make_plan(each.config, topology) for each in found[:most])
+
+
+def check_names(config: Config) -> tuple[str, ...]:
+    """Opens what `config` names if it is here, and returns what is not, a line each.
+
+    Raises:
+      ValueError: a name is wrong, or what is here does not fit.
+    """
+    missing, task = [], None
+    find_function("task", config.task, TASKS)
+    if config.step_reward:
+        find_function("step_reward", config.step_reward, {})
+    try:
+        task = load_task(config.task, config.data)
+        choose_rewards(config.rewards, task)
+    except ValueError as error:
+        if config.data.dir or task is not None:
+            raise
+        missing.append(f"not checked: {error}")
+    if config.init and not Path(config.init).is_dir():
+        missing.append(f"not checked: init={config.init} is not here, nor its tokenizer")
+    else:
+        check_init(config)
+    source = config.tokenizer or config.init
+    if source and (Path(source).exists() or source == "bytes"):
+        tokenizer = load_tokenizer(source)
+        check_vocabulary(tokenizer.vocab_size, config.model.vocab_size)
+        stop_ids(tokenizer, config.sampling.stop)
+    return tuple(missing)
 
 
 def refuse_unplanned(config: Config) -> None:
@@ -141,8 +195,7 @@ def refuse_unplanned(config: Config) -> None:
     )
     require(
         not config.mesh.sampling,
-        "a plan is of devices that do everything; set mesh.sampling=0, got "
-        f"{config.mesh.sampling}",
+        f"a plan is of devices that do everything; set mesh.sampling=0, got {config.mesh.sampling}",
     )
     require(
         config.model.base_dtype != "int8",
@@ -150,7 +203,7 @@ def refuse_unplanned(config: Config) -> None:
     )
 
 
-def compiled(lower) -> Compiled:
+def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
     """One program; that it does not fit is an answer too."""
     begin = time.monotonic()
     try:
@@ -176,97 +229,3 @@ def first_sentence(text: str) -> str:
     """What XLA says of memory, without its list of buffers."""
     found = re.search(r"[Rr]an out of memory[^\n]*?\.(?=\s|$)|Used [\d.]+\w of [\d.]+\w hbm", text)
     return " ".join((found[0] if found else text.splitlines()[0]).split())
-
-
-def describe_plan(plan: Plan) -> str:
-    """A plan as a page of text."""
-    config, device, slice_ = plan.config, plan.device, plan.topology
-    grpo, sampling = config.grpo, config.sampling
-    mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    model = config.model
-    lines = [
-        f"slice       {slice_}",
-        f"a device    {size(slice_.hbm)} of memory, {size(RESERVED)} of it libtpu's; "
-        f"{rate(device.roofline.flops, 'FLOP/s')}, {rate(device.roofline.bytes, 'B/s')}, "
-        f"{rate(device.ring, 'B/s')} over a ring of links; published",
-        f"mesh        {mesh}",
-        f"a step      {grpo.prompts_per_step} prompts x {grpo.group_size}, P "
-        f"{sampling.prompt_length}, T {sampling.completion_length}, "
-        f"{plural(grpo.minibatches, 'minibatch')[: -1 if False else None]} of "
-        f"{plural(grpo.microbatches, 'microbatch')}",
-        f"model       {model.compute_dtype} products, {model.param_dtype} parameters, "
-        f"{config.optimizer.moment_dtype} first moments, attention {model.attention}, "
-        f"remat {'on' if model.remat else 'off'}, adapters of rank {model.lora_rank}",
-        *(f"note        {note}" for note in plan.notes),
-        "",
-        "compiled    arguments  temporaries     output    aliased       peak  with the rest",
-    ]
-    for name, program in plan.programs.items():
-        if program.refused:
-            lines.append(f"{name:11} {program.refused}")
-            continue
-        cells = program.arguments, program.temporaries, program.output, program.aliased
-        row = "".join(f"{gib(cell):>11}" for cell in (*cells, program.peak))
-        lines.append(f"{name:11}{row[1:]}{gib(plan.needs(name)):>15}")
-    lines += [fit(plan), "", "received by a device, compiled; of a switch or of loops in turn"]
-    lines[-1] += " the one that moves most"
-    for name, program in plan.programs.items():
-        parts = (("", program.traffic.once), (" a token", program.traffic.token))
-        parts += ((" a change of shape", program.traffic.change),)
-        said = [f"{kinds(moved)}{when}" for when, moved in parts if amount(moved).bytes]
-        lines.append(f"{name:11} {'; '.join(said) or 'nothing'}")
-    lines += ["", "calculated   FLOPs    HBM bytes   received     seconds   (every length its longest)"]
-    for name in plan.programs:
-        work = plan.forecast.phases[name].work
-        got, _ = plan.received(name)
-        cells = (rate(work.flops, "F"), rate(work.bytes, "B"), rate(got, "B"))
-        cells = "".join(f"{cell:>12}" for cell in cells)
-        lines.append(f"{name:8}{cells}{plan.seconds(name):>12.3g}")
-    completions = grpo.prompts_per_step * grpo.group_size * sampling.completion_length
-    lines.append(
-        f"a step      {plan.step_seconds:.3g} s at the roofline, which no program reaches: "
-        f"{completions / plan.step_seconds:,.0f} completion tokens/s; {config.steps} steps "
-        f"{plan.chip_hours:.3g} chip-hours"
-    )
-    return "\n".join(lines)
-
-
-def gib(count: int) -> str:
-    """Bytes in GiB, two digits after the point."""
-    return f"{count / GIB:.2f} GiB"
-
-
-def kinds(moved: Kinds) -> str:
-    """Collectives in words."""
-    return ", ".join(
-        f"{kind} {rate(x.bytes, 'B')} in {x.count}" for kind, x in sorted(moved.items()) if x.bytes
-    )
-
-
-def fit(plan: Plan) -> str:
-    """Whether it fits, and what to change if not."""
-    most = plan.device.memory
-    wrong = [
-        name
-        for name, program in plan.programs.items()
-        if program.refused or plan.needs(name) > most
-    ]
-    if not wrong:
-        fullest = max(plan.programs, key=plan.needs)
-        return f"fits        {gib(plan.needs(fullest))} of {gib(most)}, in {fullest}"
-    return f"does not fit: {', '.join(wrong)}; {'; '.join(map(plan_remedy(plan), wrong))}"
-
-
-def plan_remedy(plan: Plan):
-    """What to change for a program that does not fit."""
-    config = plan.config
-
-    def of(name: str) -> str:
-        if plan.beside[name] > plan.device.memory // 2 or name == "reference":
-            return "more --mesh.fsdp splits the state"
-        if name == "sample":
-            return "more devices of data or fsdp hold fewer prompts each, or fewer prompts_per_step"
-        more = "" if config.model.remat else ", --model.remat"
-        return f"more --grpo.microbatches (now {config.grpo.microbatches}){more}, more --mesh.fsdp"
-
-    return of
