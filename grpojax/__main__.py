@@ -4,6 +4,7 @@ Whatever the user got wrong ends in one line on stderr and exit code 2. What nee
 inside the commands, so that --help and a wrong flag are answered at once.
 """
 
+import functools
 import os
 import sys
 import traceback
@@ -162,10 +163,11 @@ def plan(args: list[str]) -> int:
     from grpojax.topology import parse_topology
 
     topology = parse_topology(arguments.topology)
+    say = functools.partial(print, file=sys.stderr, flush=True)
     if not arguments.search:
-        print(describe_plan(make_plan(arguments.config, topology)))
+        print(describe_plan(make_plan(arguments.config, topology, say)))
         return 0
-    found, plans = make_plans(arguments.config, topology, most=arguments.compiled)
+    found, plans = make_plans(arguments.config, topology, say, most=arguments.compiled)
     print(describe_search(found, topology))
     for each in plans:
         print(f"\n{describe_plan(each)}", flush=True)

@@ -28,10 +28,12 @@ from grpojax.work import (
     decode_work,
     forward_work,
     prefill_work,
+    products,
     update_work,
     weight_bytes,
 )
 
+COUNTS = 5 * 4  # bytes: step, update, skipped, and two counts of the optimizer
 LANES = 128  # a TPU's last axis is filled up to so many
 LATENCY = 1e-6  # seconds that a collective takes at least: about one hop (scaling-book)
 LOGITS_HELD = 3 * 2**26  # bytes: a chunk of logits, their probabilities and gradients (`scoring`)
@@ -99,6 +101,13 @@ class Size(NamedTuple):
 def parameters_each(model: ModelConfig, sizes: Mapping[str, int], rules: Rules) -> Size:
     """How many a device of a mesh of these sizes has, where they are kept or where they are
     used."""
+    return counted(model, tuple(sizes.items()), rules is STORED)
+
+
+@functools.lru_cache(maxsize=4096)
+def counted(model: ModelConfig, mesh: tuple[tuple[str, int], ...], stored: bool) -> Size:
+    """See `parameters_each`."""
+    sizes, rules = dict(mesh), STORED if stored else USED
     trained = frozen = experts = 0
     for path, leaf in boxed_params(model):
         array = leaf.value if is_box(leaf) else leaf
@@ -123,7 +132,7 @@ def state_bytes(config: Config, sizes: Mapping[str, int]) -> int:
     copies = 1 + (config.algorithm == "ppo") + (config.reward_model.every > 0)
     trained = copies * (2 * master + moment) + (config.grpo.beta > 0) * master
     frozen = WIDTH[model.base_dtype] if model.lora_rank else 0
-    return kept.trained * trained + kept.frozen * frozen + 4 * 4  # step, update, skipped, count
+    return kept.trained * trained + kept.frozen * frozen + COUNTS
 
 
 def forecast(config: Config, sizes: Mapping[str, int]) -> Forecast:
@@ -138,7 +147,9 @@ def forecast(config: Config, sizes: Mapping[str, int]) -> Forecast:
     lengths = Lengths(np.full(rows, prompt), np.full((rows, grpo.group_size), completion))
     passes = (grpo.beta > 0) + (not grpo.on_policy and grpo.old_logps == "rescored")
     passes += grpo.top_entropy < 1
-    sample = decoding(model, lengths, sizes) + shared(prefill_work(model, lengths), sizes)
+    sample = decoding(model, lengths, sizes) + shared(
+        model, lengths, prefill_work(model, lengths), sizes
+    )
     update = update_work(
         model,
         lengths,
@@ -151,15 +162,22 @@ def forecast(config: Config, sizes: Mapping[str, int]) -> Forecast:
     phases = {"sample": Phase(sample, *sent["sample"])}
     if passes:
         bytes_sent, count = sent["reference"]
-        work = sum([shared(forward_work(model, lengths), sizes)] * passes, Work())
+        work = sum([shared(model, lengths, forward_work(model, lengths), sizes)] * passes, Work())
         phases["reference"] = Phase(work, passes * bytes_sent, passes * count)
-    phases["update"] = Phase(shared(update, sizes), *sent["update"])
+    phases["update"] = Phase(shared(model, lengths, update, sizes), *sent["update"])
     return Forecast(phases, state, state + held["sample"], state + held["update"])
 
 
-def shared(work: Work, sizes: Mapping[str, int]) -> Work:
-    """Of the rows of one device, the part that is left when the devices along tensor share it."""
-    return Work(work.flops // sizes["tensor"], work.bytes // sizes["tensor"])
+def shared(model: ModelConfig, lengths: Lengths, work: Work, sizes: Mapping[str, int]) -> Work:
+    """Of the rows of one device, the part that is left when the devices along tensor share it:
+    attention only if its heads divide."""
+    tensor, whole = sizes["tensor"], 0.0
+    if model.num_heads % tensor:
+        once = products(model, lengths, head=True)
+        projections = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+        tokens = 2 * (lengths.read + lengths.drawn) * model.num_layers * model.embed_dim
+        whole = (once.attention + tokens * projections) / sum(once)
+    return Work(int(work.flops * (whole + (1 - whole) / tensor)), work.bytes // tensor)
 
 
 def decoding(model: ModelConfig, lengths: Lengths, sizes: Mapping[str, int]) -> Work:
@@ -168,7 +186,7 @@ def decoding(model: ModelConfig, lengths: Lengths, sizes: Mapping[str, int]) -> 
     cache = work.bytes - tokens * weight_bytes(model, lengths.completions.size, head=True)
     split = sizes["tensor"] if model.num_kv_heads % sizes["tensor"] == 0 else 1
     read = tokens * weights_used(model, sizes)
-    return Work(work.flops // sizes["tensor"], read + cache // split)
+    return Work(shared(model, lengths, work, sizes).flops, read + cache // split)
 
 
 def weights_used(model: ModelConfig, sizes: Mapping[str, int]) -> int:

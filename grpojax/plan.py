@@ -107,8 +107,8 @@ def device_of(topology: Topology) -> Device:
     return Device(topology.roofline, topology.ring, topology.hbm - RESERVED)
 
 
-def make_plan(config: Config, topology: Topology) -> Plan:
-    """Compiles the programs of `config` for `topology`.
+def make_plan(config: Config, topology: Topology, say: Callable[[str], None]) -> Plan:
+    """Compiles the programs of `config` for `topology`, and says how long each took.
 
     Raises:
       ValueError: the config is wrong, does not fit the slice, or has what no plan is made of.
@@ -124,9 +124,10 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     config = dataclasses.replace(config, model=model)
     policy = Policy(model)
     stops = (model.vocab_size - 1,)  # how many and which changes no shape
-    programs = {
-        name: compiled(lower) for name, lower in lowered(config, policy, mesh, stops).items()
-    }
+    programs = {}
+    for name, lower in lowered(config, policy, mesh, stops).items():
+        programs[name] = compiled(lower)
+        say(f"{name}: compiled in {programs[name].seconds:.0f} s")
     held = held_bytes(config, policy, mesh)
     others = held["state"] - held["params"]
     beside = {"sample": others, "reference": others, "update": 0}
@@ -142,7 +143,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
 
 
 def make_plans(
-    config: Config, topology: Topology, *, most: int
+    config: Config, topology: Topology, say: Callable[[str], None], *, most: int
 ) -> tuple[list[Candidate], Iterator[Plan]]:
     """What `search` finds, and the plans of the best, each compiled when it is asked for."""
     refuse_unplanned(config)
@@ -154,7 +155,7 @@ def make_plans(
         f"{config.grpo.prompts_per_step} and this model; try another slice, or prompts_per_step="
         f"{topology.devices * config.grpo.minibatches}",
     )
-    return found, (make_plan(each.config, topology) for each in found[:most])
+    return found, (make_plan(each.config, topology, say) for each in found[:most])
 
 
 def check_names(config: Config) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ SIZE = 1024  # float32 numbers of a device
 PART = 4 * SIZE
 
 
-def compiled(body, *, spec=PartitionSpec("all")):
+def compiled(body):
     """The text of `body`, given on each of eight devices its part of a vector."""
+    spec = PartitionSpec("all")
     mesh = jax.make_mesh((DEVICES,), ("all",), axis_types=(AxisType.Auto,))
     each = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     x = jax.ShapeDtypeStruct((DEVICES * SIZE,), jnp.float32)
