@@ -91,11 +91,11 @@ class PlanArguments:
     # a slice of TPUs by its shape in chips, v5p:4x4x4, or as it is asked for, v5e-8
     topology: str = ""
     search: OnOff = False  # try all meshes and microbatches, and compile the best few
-    compiled: int = 2  # of a search: most that are compiled
+    compiled: int = 2  # of a search: most that are compiled; 0: the forecast alone, by arithmetic
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self):
-        require_positive(self, "compiled")
+        require(self.compiled >= 0, f"compiled must be 0 or more, got {self.compiled}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ them knows (verdicts on its share of a batch, a signal) is exchanged, so that al
 """
 
 import contextlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -36,7 +37,9 @@ def meet(
     `patience` seconds, JAX ends the process with its own message.
     """
     slurm = int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment
-    tpu = any(devices.glob("accel[0-9]*")) and environment.get("JAX_PLATFORMS", "tpu") != "cpu"
+    tpu = any(any(devices.glob(sign)) for sign in ("accel[0-9]*", "vfio/[0-9]*"))
+    tpu &= importlib.util.find_spec("libtpu") is not None
+    tpu &= environment.get("JAX_PLATFORMS", "tpu") != "cpu"
     if not coordinator and not slurm and not tpu:
         return
     # This package asks for its own signals; JAX's service would take SIGTERM from it.
@@ -50,11 +53,6 @@ def meet(
     jax.distributed.initialize(
         *where, initialization_timeout=patience, heartbeat_timeout_seconds=heartbeat
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return str(error).partition("\n")[0][:160]
 
 
 def several() -> bool:

@@ -21,11 +21,17 @@ from grpojax.names import nearest
 
 
 def parse(
-    kind: type, command: str, args: list[str], default: Any = None, about: str | None = None
+    kind: type,
+    command: str,
+    args: list[str],
+    default: Any = None,
+    about: str | None = None,
+    program: str = "grpojax",
 ) -> Any:
     """Fills the dataclass `kind` from the flags in `args`; what they leave out is `default`'s.
 
-    `about` heads the help page; without it the docstring of `kind` does.
+    `about` heads the help page; without it the docstring of `kind` does. `command` is one of
+    `program`.
 
     Raises:
       ValueError: an unknown flag, a value that its field refuses, or a missing one.
@@ -35,7 +41,7 @@ def parse(
     cli = functools.partial(
         tyro.cli,
         kind,
-        prog=f"grpojax {command}",
+        prog=f"{program} {command}",
         description=about,
         registry=REGISTRY,
         config=named,
@@ -60,7 +66,7 @@ def parse(
         given = unknown[0].split("=")[0]
         what = "unknown flag" if given.startswith("-") else "unexpected argument"
         hint = nearest(given, flags) if given.startswith("-") else ""
-        raise ValueError(f"{what} {given}{hint}; grpojax {command} --help lists them all")
+        raise ValueError(f"{what} {given}{hint}; {program} {command} --help lists them all")
     return filled
 
 
@@ -101,7 +107,7 @@ PLAIN = {
         r"\2 must be \3 \4, got \1"
     ),
     r"^Missing value for argument '(.*)'. .*": r"\1 must be followed by a value, got none",
-    r"^Missing from (grpojax \w+): (.*) \(required\)$": r"\1 needs \2; \1 --help shows how",
+    r"^Missing from (.*?): (.*) \(required\)$": r"\1 needs \2; \1 --help shows how",
     r" \(required\)": " and",
 }
 

@@ -7,6 +7,7 @@ import pkgutil
 
 # Tests compile far longer than they run: less effort on code halves it. Read when JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of a TPU's compiler that is installed, nothing
 
 import jax
 from jaxtyping import install_import_hook

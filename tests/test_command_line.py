@@ -63,7 +63,7 @@ WRONG = [
     ("plan of PPO", [*PLAN, "v5e-8", "--algorithm", "ppo"], "a plan is of the policy alone"),
     ("plan of samplers", [*PLAN, "v5e-8", "--mesh.sampling", "2"], "set mesh.sampling=0, got 2"),
     ("nothing to search", [*PLAN, "v5e-64", "--search"], "no mesh of 64 devices fits"),
-    ("none compiled", [*PLAN, "v5e-8", "--compiled", "0"], "compiled must be above 0, got 0"),
+    ("fewer than none", [*PLAN, "v5e-8", "--compiled", "-1"], "compiled must be 0 or more, got -1"),
     ("workdir is a file", [*TINY, "--workdir", "empty.py"], "got the file empty.py"),
     ("unknown flag", [*TINY, "--stps", "5"], "--stps (did you mean --steps?)"),
     ("flag without its group", ["sft", "tiny.py", "--beta=1"], "(did you mean --grpo.beta?)"),

@@ -71,6 +71,7 @@ def test_two_hosts_train_on_demonstrations_and_evaluate_as_one_does(folder):
     for hosts in (1, 2):
         stage = ["sft", "config.py", "--workdir", f"sft_{hosts}", "--sft.max-steps", "3"]
         stage += ["--sft.until-accuracy", "0", "--sft.check-every", "2"]
+        stage += ["--sampling.completion-length", "32"]
         assert codes(together(folder, stage, hosts)) == [0] * hosts
         asked = ["evaluate", f"sft_{hosts}", "--examples", "5", "--samples", "2"]
         ended = together(folder, asked, hosts)

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [
     "README.md",
     "CHANGELOG.md",
-    *(f"docs/{n}.md" for n in ("design", "algorithms", "benchmarks")),
+    *(f"docs/{n}.md" for n in ("design", "algorithms", "benchmarks", "pods")),
 ]
 # What makes the example's run a matter of seconds.
 TINY = (
