@@ -5,7 +5,7 @@ RUN ?= runs/quickstart
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
-.PHONY: quickstart test test-long test-peers test-weights lint
+.PHONY: quickstart test test-long test-plan test-peers test-weights lint
 
 quickstart: .venv/installed
 	.venv/bin/grpojax sft configs/quickstart.py --seed $(SEED) --workdir $(RUN)/cold_start
@@ -16,6 +16,10 @@ test: .venv/installed-dev lint
 
 test-long: .venv/installed-dev
 	.venv/bin/pytest -m long
+
+# Needs `pip install '.[plan]'`: compiles for TPUs without having one.
+test-plan: .venv/installed-dev
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv/bin/pytest -o addopts="" -s tests/pods
 
 # Both need `pip install '.[baselines]'`; the second also `grpojax import smollm2-135m`.
 test-peers: .venv/installed-dev

@@ -4,6 +4,7 @@ Whatever the user got wrong ends in one line on stderr and exit code 2. What nee
 inside the commands, so that --help and a wrong flag are answered at once.
 """
 
+import functools
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from grpojax.arguments import (
     EvaluateArguments,
     ExportArguments,
     ImportArguments,
+    PlanArguments,
     ReportArguments,
     SampleArguments,
     SFTArguments,
@@ -150,6 +152,28 @@ def sft(args: list[str]) -> int:
     return sft(arguments.config, arguments.workdir)
 
 
+def plan(args: list[str]) -> int:
+    # Read when jax starts: libtpu asks no TPU host who it is, and nothing runs but on the CPU.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is held, so others may plan too
+    os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    arguments = parse_with_config(PlanArguments, "plan", args)
+    from grpojax.blueprint import describe_plan, describe_search
+    from grpojax.plan import make_plan, make_plans
+    from grpojax.topology import parse_topology
+
+    topology = parse_topology(arguments.topology)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    if not arguments.search:
+        print(describe_plan(make_plan(arguments.config, topology, say)))
+        return 0
+    found, plans = make_plans(arguments.config, topology, say, most=arguments.compiled)
+    print(describe_search(found, topology))
+    for each in plans:
+        print(f"\n{describe_plan(each)}", flush=True)
+    return 0
+
+
 def evaluate(args: list[str]) -> int:
     arguments = parse(EvaluateArguments, "evaluate", args)
     for run in arguments.runs:
@@ -257,6 +281,7 @@ def doctor(args: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], type]] = {
     "train": (train, TrainArguments),
     "sft": (sft, SFTArguments),
+    "plan": (plan, PlanArguments),
     "evaluate": (evaluate, EvaluateArguments),
     "sample": (sample, SampleArguments),
     "import": (import_pretrained, ImportArguments),

@@ -85,6 +85,20 @@ class TrainArguments(SFTArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """Compiles a run's programs for TPUs that are not there: memory, communication, time."""
+
+    # a slice of TPUs by its shape in chips, v5p:4x4x4, or as it is asked for, v5e-8
+    topology: str = ""
+    search: OnOff = False  # try all meshes and microbatches, and compile the best few
+    compiled: int = 2  # of a search: most that are compiled; 0: the forecast alone, by arithmetic
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+    def __post_init__(self):
+        require(self.compiled >= 0, f"compiled must be 0 or more, got {self.compiled}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
     """Checkpoints of one or more runs on held-out problems, side by side, with intervals."""
 
@@ -182,25 +196,28 @@ class DoctorArguments:
     """Prints devices, versions and what is missing."""
 
 
-def parse_with_config(kind: type[SFTArguments], command: str, args: list[str]) -> Any:
+def parse_with_config(
+    kind: type[SFTArguments | PlanArguments], command: str, args: list[str]
+) -> Any:
     """Reads the config file named first in `args`, then the flags that change its fields.
 
     Raises:
       ValueError: no config file, or one without a usable get_config(); or what `parse` raises.
     """
-    if args and args[0] in HELP:
-        path, default = Path("CONFIG.py"), kind(workdir=Path("runs/CONFIG"), config=Config())
-    else:
+    path, config, runs = Path("CONFIG.py"), Config(), issubclass(kind, SFTArguments)
+    needed = "--workdir DIR" if runs else "--topology SLICE"
+    if not args or args[0] not in HELP:
         require(
             bool(args) and not args[0].startswith("-"),
             f"{command} needs a config file before its flags, got {args[0] if args else 'none'}; "
-            f"write grpojax {command} CONFIG.py --workdir DIR",
+            f"write grpojax {command} CONFIG.py {needed}",
         )
         path, args = Path(args[0]), args[1:]
-        default = kind(workdir=Path("runs") / path.stem, config=load_config(path))
+        config = load_config(path)
+    default = kind(config=config, **({"workdir": Path("runs") / path.stem} if runs else {}))
     about = "\n".join([str(kind.__doc__), "", describe_objective(default.config)])
     arguments = parse(kind, f"{command} {path}", args, default, about)
-    workdir = arguments.workdir
+    workdir = arguments.workdir if runs else Path()
     require(not workdir.is_file(), f"workdir must be a folder, got the file {workdir}")
     return arguments
 

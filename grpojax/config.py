@@ -109,6 +109,9 @@ class MeshConfig:
     # devices, the last ones, that do nothing but sample, split over expert and tensor as the others
     # are; the axes are those of the rest. 0: all devices do everything
     sampling: int = 0
+    # the four axes are picked for the devices at hand, whatever they say: the quickest step of
+    # those that are forecast to fit (search.py); config.json says which
+    auto: bool = False
 
     def __post_init__(self):
         require_fields(self)

@@ -1,7 +1,7 @@
 """Mesh: the devices of a run along data, fsdp, expert and tensor, and what has to divide."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 from grpojax.architecture import ModelConfig
 from grpojax.checks import require, require_divisor, require_multiple
 from grpojax.config import Config, MeshConfig
-from grpojax.sharding import AXES, row_parts
+from grpojax.sharding import AXES, ROWS
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,31 +75,37 @@ def mesh_of(
 def check_mesh(mesh: Mesh, sampling: Mesh, config: Config) -> None:
     """Raises ValueError if the batch or the model does not fit the meshes of training and of
     sampling."""
-    model, grpo = config.model, config.grpo
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     require(
-        not (on_cpu and model.compute_dtype == "bfloat16"),
+        not (on_cpu and config.model.compute_dtype == "bfloat16"),
         "compute_dtype=bfloat16 needs an accelerator (on a CPU, XLA has no bfloat16 product with "
         "float32 sums); use float32",
     )
-    shards = row_parts(mesh)
+    check_sizes(mesh.shape, sampling.shape, config)
+
+
+def check_sizes(mesh: Mapping[str, int], sampling: Mapping[str, int], config: Config) -> None:
+    """The same of meshes of these sizes, on whatever devices."""
+    model, grpo = config.model, config.grpo
+    shards = math.prod(mesh[axis] for axis in ROWS)
+    among = math.prod(sampling[axis] for axis in ROWS)
     parts = grpo.minibatches * grpo.microbatches * shards
     what = "minibatches * microbatches * the mesh's data * fsdp * expert"
     require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
-    among = "the devices that sample / the mesh's tensor"
-    require_multiple("prompts_per_step", grpo.prompts_per_step, row_parts(sampling), among)
+    what = "the devices that sample / the mesh's tensor"
+    require_multiple("prompts_per_step", grpo.prompts_per_step, among, what)
     what = "the mesh's data * fsdp * expert"
     require_multiple("examples_per_step", config.sft.examples_per_step, shards, what)
     if config.reward_model.every:
         pairs, parts = config.reward_model.pairs_per_update, grpo.microbatches * shards
         what = "grpo.microbatches * the mesh's data * fsdp * expert"
         require_multiple("reward_model.pairs_per_update", pairs, parts, what)
-    expert, tensor = mesh.shape["expert"], mesh.shape["tensor"]
+    expert, tensor = mesh["expert"], mesh["tensor"]
     require(
         expert == 1 or model.num_experts > 0,
         f"mesh.expert={expert} needs a mixture of experts (model.num_experts above 0); use fsdp",
     )
-    width = mesh.shape["fsdp"] * expert
+    width = mesh["fsdp"] * expert
     require_divisor("embed_dim", model.embed_dim, width, "the mesh's fsdp * expert")
     require_divisor("vocab_size", model.vocab_size, tensor, "the mesh's tensor")
     if model.num_experts:

@@ -3,7 +3,7 @@
 Published for accelerators, measured for what has no published figure, such as a CPU. Published
 figures are of products in bfloat16 with sums in float32, without sparsity:
 
-  TPU   cloud.google.com/tpu/docs: v4, v5e, v5p, v6e
+  TPU   cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x (of which a device is half a chip)
   GPU   NVIDIA's data sheets of A100, H100 and H200, which state twice as much, with sparsity, from
         H100 on
 """
@@ -38,6 +38,7 @@ PUBLISHED = {
     "TPU v5p": (459e12, 2.765e12),
     "TPU v6 lite": (918e12, 1.638e12),
     "TPU v6e": (918e12, 1.638e12),
+    "TPU7x": (2307e12 / 2, 7.38e12 / 2),
     "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
     "NVIDIA A100-PCIE-40GB": (312e12, 1.555e12),
     "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),

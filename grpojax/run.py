@@ -34,12 +34,13 @@ from grpojax.names import find_function
 from grpojax.peft import base_folder, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
+from grpojax.search import with_mesh
 from grpojax.sharding import sharded_init
 from grpojax.task import Example, Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
 from grpojax.types import Params
-from grpojax.vocabulary import train_sentencepiece
+from grpojax.vocabulary import check_vocabulary, train_sentencepiece
 
 PACKAGES = ("grpojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -76,15 +77,12 @@ def open_run(config: Config, workdir: Path) -> Run:
     if config.chat:
         task = as_chats(task, tokenizer, config.system)
     task = fit_prompts(task, tokenizer, config.sampling.prompt_length, config.data.long_prompts)
-    require(
-        tokenizer.vocab_size <= config.model.vocab_size,
-        f"the model's vocab_size={config.model.vocab_size} must hold the tokenizer's "
-        f"{tokenizer.vocab_size} tokens; raise it to that",
-    )
+    check_vocabulary(tokenizer.vocab_size, config.model.vocab_size)
+    config, picked = with_mesh(config, jax.devices())
     mesh = make_mesh(config.mesh)
     sampling_mesh = make_sampling_mesh(config.mesh, mesh)
     check_mesh(mesh, sampling_mesh, config)
-    task = dataclasses.replace(task, notes=(*task.notes, *mesh_notes(config.model, mesh)))
+    task = dataclasses.replace(task, notes=(*task.notes, *picked, *mesh_notes(config.model, mesh)))
     return Run(
         config=config,
         workdir=workdir,

@@ -135,3 +135,12 @@ def sentencepiece_from_tables(
     model.normalizer_spec.add_dummy_prefix = add_space
     model.normalizer_spec.remove_extra_whitespaces = False
     return SentencePieceTokenizer(model.SerializeToString())
+
+
+def check_vocabulary(tokens: int, rows: int) -> None:
+    """Raises ValueError if a tokenizer has more tokens than a model has rows for."""
+    require(
+        tokens <= rows,
+        f"the model's vocab_size={rows} must hold the tokenizer's {tokens} tokens; raise it to "
+        "that",
+    )

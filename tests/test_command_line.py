@@ -46,6 +46,7 @@ SAMPLING = SamplingConfig(prompt_length=16, completion_length=8)
 
 # A case a line: what it is, the arguments, a part of the error that names the thing and the value.
 TINY = ["train", "tiny.py"]
+PLAN = ["plan", "tiny.py", "--topology"]
 WRONG = [
     ("no command", [], "a command is needed; there are train, sft,"),
     ("unknown command", ["trian"], "unknown command trian (did you mean train?)"),
@@ -57,6 +58,12 @@ WRONG = [
     ("config refused", ["train", "refused.py"], "line 4: steps must be above 0, got -4"),
     ("unknown field", ["train", "misspelt.py"], "misspelt.py, line 4: TypeError: Config.__init__"),
     ("not Python", ["sft", "syntax.py"], "syntax.py: SyntaxError: invalid syntax"),
+    ("plan without a slice", ["plan", "tiny.py"], "topology must be KIND:SHAPE in chips, as v5p"),
+    ("unknown slice", [*PLAN, "v5p-24"], "topology v5p-24: 24 TensorCores are no slice"),
+    ("plan of PPO", [*PLAN, "v5e-8", "--algorithm", "ppo"], "a plan is of the policy alone"),
+    ("plan of samplers", [*PLAN, "v5e-8", "--mesh.sampling", "2"], "set mesh.sampling=0, got 2"),
+    ("nothing to search", [*PLAN, "v5e-64", "--search"], "no mesh of 64 devices fits"),
+    ("fewer than none", [*PLAN, "v5e-8", "--compiled", "-1"], "compiled must be 0 or more, got -1"),
     ("workdir is a file", [*TINY, "--workdir", "empty.py"], "got the file empty.py"),
     ("unknown flag", [*TINY, "--stps", "5"], "--stps (did you mean --steps?)"),
     ("flag without its group", ["sft", "tiny.py", "--beta=1"], "(did you mean --grpo.beta?)"),

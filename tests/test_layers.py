@@ -31,13 +31,13 @@ LEVELS = [
     | {"attention", "cudnn", "splash", "kernels"}
     | {"rotary", "layers", "experts", "lora", "families", "sharding", "mesh"}
     | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
-    | {"optimizer", "gradients", "roofline", "profiler", "work"}
+    | {"optimizer", "gradients", "roofline", "profiler", "work", "topology", "collectives"}
     | {"chat", "tokenizer", "rewards", "metrics", "console", "checkpoint", "presets", "models"}
     | {"comparison", "estimates", "coleg", "drawing", "slices"},
     {"model", "layout", "verdicts", "tasks", "summary", "vocabulary", "steps", "weigher", "pairs"}
     | {"ledger"},
     {"sampling", "scoring", "pretrained", "peft", "gguf", "hub", "data", "contamination"}
-    | {"scalar", "critic", "reward_model"},
+    | {"scalar", "critic", "reward_model", "forecast", "search"},
     {"learner", "run"},
     {
         "answers",
@@ -50,8 +50,9 @@ LEVELS = [
         "pipeline",
         "actor_critic",
         "iteration",
+        "programs",
     },
-    {"train", "sft", "scoreboard"},
+    {"train", "sft", "scoreboard", "plan", "blueprint"},
     {"experiment", "report", "curves"},
     {"__main__", "arguments", "parsing", "doctor", "compilation"},
 ]
@@ -60,6 +61,9 @@ FAMILIES = [
     {"sharding", "mesh", "layers", "experts"},
     {"model", "layout"},
     {"kernels", "cudnn", "splash"},
+    {"roofline", "topology"},
+    {"forecast", "search"},
+    {"plan", "blueprint"},
     {"tokenizer", "chat"},
     {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"},
     {"config", "architecture", "objective", "optimization", "sources", "checks"},

@@ -1,0 +1,136 @@
+"""What compiled programs send between devices, counted by hand and in their text."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from grpojax.collectives import Moved, group_size, traffic_of, turns_of
+
+DEVICES = 8
+SIZE = 1024  # float32 numbers of a device
+PART = 4 * SIZE
+
+
+def compiled(body):
+    """The text of `body`, given on each of eight devices its part of a vector."""
+    spec = PartitionSpec("all")
+    mesh = jax.make_mesh((DEVICES,), ("all",), axis_types=(AxisType.Auto,))
+    each = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    x = jax.ShapeDtypeStruct((DEVICES * SIZE,), jnp.float32)
+    return jax.jit(each).lower(x).compile().as_text()
+
+
+def gather(x):
+    return x + jax.lax.all_gather(x, "all").sum(0)
+
+
+def test_a_gather_is_the_parts_of_the_others():
+    found = traffic_of(compiled(gather))
+    assert found.once == {"all-gather": Moved(1, (DEVICES - 1) * PART)}
+    assert not found.token
+    assert not found.change
+
+
+def test_a_sum_goes_around_twice_and_a_scattered_sum_once():
+    found = traffic_of(compiled(lambda x: jax.lax.psum(x, "all")))
+    assert found.once == {"all-reduce": Moved(1, 2 * (DEVICES - 1) * PART // DEVICES)}
+
+    def scattered(x):
+        part = jax.lax.psum_scatter(x, "all", tiled=True)
+        return jnp.concatenate([part] * DEVICES)
+
+    found = traffic_of(compiled(scattered))
+    assert found.once == {"reduce-scatter": Moved(1, (DEVICES - 1) * PART // DEVICES)}
+
+
+def test_a_permutation_and_an_exchange():
+    shifts = [(i, (i + 1) % DEVICES) for i in range(DEVICES)]
+    found = traffic_of(compiled(lambda x: jax.lax.ppermute(x, "all", shifts)))
+    assert found.once == {"collective-permute": Moved(1, PART)}
+
+    def exchange(x):
+        return jax.lax.all_to_all(x.reshape(DEVICES, -1), "all", 0, 0).reshape(-1)
+
+    (moved,) = traffic_of(compiled(exchange)).once.values()
+    assert moved == Moved(1, PART * (DEVICES - 1) // DEVICES)
+
+
+def test_a_loop_of_known_length_counts_its_turns():
+    def scan(x):
+        return jax.lax.scan(lambda x, _: (gather(x), None), x, length=5)[0]
+
+    assert traffic_of(compiled(scan)).once == {"all-gather": Moved(5, 5 * (DEVICES - 1) * PART)}
+
+    def nested(x):
+        return jax.lax.scan(lambda x, _: (scan(x), None), x, length=3)[0]
+
+    assert traffic_of(compiled(nested)).once["all-gather"].count == 15
+
+
+def until_large(turn):
+    """`turn` again and again until the data say so."""
+    return lambda x: jax.lax.while_loop(lambda x: x[0] < 1e9, turn, x)
+
+
+def test_a_loop_that_its_data_end_counts_a_token():
+    found = traffic_of(compiled(until_large(gather)))
+    assert found.token == {"all-gather": Moved(1, (DEVICES - 1) * PART)}
+    assert not found.once
+    assert found.total(tokens=10) == Moved(10, 10 * (DEVICES - 1) * PART)
+
+
+def test_what_stands_around_such_loops_is_of_a_change_of_shape():
+    def outer(x):
+        x = jax.lax.ppermute(x, "all", [(i, (i + 1) % DEVICES) for i in range(DEVICES)])
+        return until_large(gather)(x)
+
+    found = traffic_of(compiled(until_large(outer)))
+    assert found.change == {"collective-permute": Moved(1, PART)}
+    assert set(found.token) == {"all-gather"}
+    assert not found.once
+
+
+def test_of_loops_in_turn_and_of_branches_the_one_that_moves_most_counts():
+    def twice(x):
+        return gather(gather(x) * 1.5)
+
+    def two(x):
+        return until_large(twice)(until_large(gather)(x))
+
+    assert traffic_of(compiled(two)).token["all-gather"].count == 2
+
+    def branches(x):
+        # The sum is the same on all devices, as branches with collectives need it.
+        return jax.lax.cond(jax.lax.psum(x[0], "all") > 0, twice, gather, x)
+
+    found = traffic_of(compiled(branches)).once
+    assert found["all-gather"] == Moved(2, 2 * (DEVICES - 1) * PART)
+
+
+@pytest.mark.parametrize(
+    ("said", "devices"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=[4,2]<=[8]", 2),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", 4),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0'}, use_global_device_ids=true", 8),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0','axis_1'}", 16),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0':(2)4}", 4),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+    ],
+)
+def test_groups_are_read_as_xla_writes_them(said, devices):
+    assert group_size(f"  %x = f32[4] all-gather(%y), {said}") == devices
+
+
+def test_the_turns_of_a_loop_stand_in_its_condition_where_xla_does_not_say_them():
+    """As a TPU's compiler leaves it; a comparison of two values says nothing."""
+    condition = [
+        "  %c = s32[]{:T(128)} constant(86), metadata={}",
+        "  %p = (s32[]{:T(128)}, f32[4]) parameter(0)",
+        "  %at = s32[]{:T(128)} get-tuple-element(%p), index=0",
+        "  ROOT %lt = pred[]{:T(512)} compare(%at, %c), direction=LT, metadata={}",
+    ]
+    assert turns_of("  %w = (s32[]) while(%t), condition=%a, body=%b", condition) == 86
+    assert turns_of("  %w = (s32[]) while(%t), condition=%a, body=%b", condition[1:]) is None
