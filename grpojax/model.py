@@ -226,15 +226,16 @@ class Policy(nn.Module):
     def logits(self, hidden: Float[Array, "B G S D"]) -> Float[Array, "B G S V"]:
         """Float32 logits of hidden states; reductions over them belong in float32 too."""
         c = self.config
-        if not c.tied_embeddings:
-            return soften(self.head(hidden), c.logit_softcap)
-        dtype = head_dtype(c)
-        logits = jnp.einsum(
-            "bgsd,vd->bgsv",
-            hidden.astype(dtype),
-            self._table().astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        if c.tied_embeddings:
+            dtype = head_dtype(c)
+            logits = jnp.einsum(
+                "bgsd,vd->bgsv",
+                hidden.astype(dtype),
+                self._table().astype(dtype),
+                preferred_element_type=jnp.float32,
+            )
+        else:
+            logits = self.head(hidden)
         logits = constrain(logits, ("batch", None, None, "vocab"))
         return soften(logits, c.logit_softcap)
 

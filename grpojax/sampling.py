@@ -25,6 +25,8 @@ from grpojax.types import KV, Completions, Params, Prefix, Prompts
 
 STREAMS = {"train": 0, "evaluate": 1, "sample": 2, "redraw": 3}
 SHORTEST = 64  # columns of the smallest cache, unless completions are shorter
+# Logical axes of a cache, in groups and while it decodes.
+IN_GROUPS, IN_LOOP = ("batch", None, "kv_heads", None, None), ("batch", "kv_heads", None, None)
 A_ROW = 128  # columns: reading so many costs about what the rest of a row does
 
 
@@ -145,12 +147,12 @@ def make_sampler(
             return carry[1].live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
 
         members = jnp.argsort(~rows.live, axis=-1, stable=True)[:, :width]
-        few = take(rows, members, columns)
+        few = with_cache(take(rows, members, columns), lambda x: constrain(x, IN_GROUPS))
         # In the loop all completions lie along one axis, as attention reads them.
-        few = with_cache(few, lambda x: x.reshape(-1, *x.shape[2:]))
+        few = with_cache(few, lambda x: constrain(x.reshape(-1, *x.shape[2:]), IN_LOOP))
         t, few = jax.lax.while_loop(still_first, step, (t, few))
         few = with_cache(few, lambda x: x.reshape(*members.shape, *x.shape[1:]))
-        return t, put(rows, members, few)
+        return t, with_cache(put(rows, members, few), lambda x: constrain(x, IN_GROUPS))
 
     def decode_in(shapes: list[Shape], leaves: Params, prefix: Prefix, t: Array, rows: Rows):
         """As many tokens as fit some of these shapes, always in the first that fits."""
@@ -197,8 +199,7 @@ def make_sampler(
             jnp.zeros((*heads, config.head_dim, first_columns), config.compute_dtype),
             jnp.zeros((*heads, first_columns, config.head_dim), config.compute_dtype),
         )
-        in_groups = ("batch", None, "kv_heads", None, None)
-        empty = jax.tree.map(lambda x: constrain(x, in_groups), empty)
+        empty = jax.tree.map(lambda x: constrain(x, IN_GROUPS), empty)
         none = Completions(
             jnp.full((*shape, columns), pad_id, jnp.int32),
             jnp.zeros((*shape, columns), bool),

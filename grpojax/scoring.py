@@ -4,6 +4,7 @@ The prompt is read once per group, and [.., T, V] is never held: the head works 
 tokens at a time and is recomputed in the backward pass.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpojax.experts import Routing
 from grpojax.model import Policy
-from grpojax.sharding import rows_each, split_among
+from grpojax.sharding import by_row_shards, rows_each, split_among
 from grpojax.slices import joined, members_of_slice, sliced, to_length
 from grpojax.types import Params, Prefix, Prompts
 
@@ -73,6 +74,23 @@ def score_hidden(
     entropy_gradient: bool,
 ) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
     """Log-probabilities and entropies of `tokens`, a stretch of them at a time."""
+    head = functools.partial(
+        score_stretches, policy, temperature=temperature, entropy_gradient=entropy_gradient
+    )
+    name = "embed" if policy.config.tied_embeddings else "head"
+    return by_row_shards(head, {name: params[name]}, hidden, tokens)
+
+
+def score_stretches(
+    policy: Policy,
+    params: Params,
+    hidden: Float[Array, "B G T D"],
+    tokens: Int[Array, "B G T"],
+    *,
+    temperature: float,
+    entropy_gradient: bool,
+) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
+    """The same, on one device."""
 
     def head(hidden: Float[Array, "B G C D"], tokens: Int[Array, "B G C"]) -> tuple[Array, Array]:
         logits = policy.apply({"params": params}, hidden, method="logits") / temperature

@@ -65,7 +65,12 @@ def constrain(x: Array, names: Sequence[str | None], rules: Rules = USED) -> Arr
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, mesh.shape, rules))
+    return jax.lax.with_sharding_constraint(x, spec_of(names, x.shape, sizes_here(mesh), rules))
+
+
+def sizes_here(mesh: AbstractMesh) -> dict[str, int]:
+    """Sizes of the mesh's axes, 1 of those that `by_row_shards` has taken apart."""
+    return {axis: 1 if axis in mesh.manual_axes else n for axis, n in mesh.shape.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -84,6 +89,25 @@ gathered.defvjp(
 def by_rows(tree: Any) -> Any:
     """Arrays whose first axis is the batch, split by it and by no other axis."""
     return jax.tree.map(lambda x: constrain(x, ("batch", *[None] * (x.ndim - 1))), tree)
+
+
+def by_row_shards(run: Callable[..., Any], params: Any, *rows: Array) -> Any:
+    """`run(params, *rows)` with each device given its rows of the batch, and all of `params`.
+
+    What a loop in `run` adds up to the gradient of `params` is then summed over devices once, after
+    the loop. Left to XLA it would be in each turn.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or row_shards() == 1 or len(rows[0]) % row_shards():
+        return run(params, *rows)
+
+    def apart(params: Any, *rows: Array) -> Any:
+        return run(jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), params), *rows)
+
+    split = (PartitionSpec(), *[PartitionSpec(ROWS)] * len(rows))
+    return jax.shard_map(
+        apart, in_specs=split, out_specs=PartitionSpec(ROWS), axis_names=set(ROWS)
+    )(params, *rows)
 
 
 def on_each_device(
@@ -176,7 +200,7 @@ def split_among(names: Sequence[str], sizes: Sequence[int]) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    axes = jax.tree.leaves(tuple(spec_of(names, sizes, mesh.shape, USED)))
+    axes = jax.tree.leaves(tuple(spec_of(names, sizes, sizes_here(mesh), USED)))
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
