@@ -11,9 +11,9 @@ Result (2026-11-29): LOG.md.
 
 import jax
 import jax.numpy as jnp
-from grpojax.collectives import traffic_of
 
 from grpojax import sharding
+from grpojax.collectives import traffic_of
 from grpojax.config import GRPOConfig, ModelConfig, OptimizerConfig
 from grpojax.learner import abstract_state, make_update
 from grpojax.mesh import mesh_of
