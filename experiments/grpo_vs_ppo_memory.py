@@ -35,7 +35,7 @@ from typing import Any
 from configs.quickstart import get_config
 from grpojax.config import EvaluationConfig, LoggingConfig, PPOConfig
 from grpojax.experiment import Cell, main
-from grpojax.metrics import replace
+from grpojax.storage import replace
 
 ALGORITHMS = ("grpo", "ppo")
 SEEDS = (0, 1, 2)

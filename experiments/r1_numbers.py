@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grpojax.comparison import in_words, paired_differences, t_interval
-from grpojax.metrics import replace, to_nulls
+from grpojax.metrics import to_nulls
+from grpojax.storage import replace
 
 Value = tuple[float, float]  # and its standard error over problems
 Stages = dict[str, dict[str, Value]]  # by stage, then by one of `COLUMNS`

@@ -17,12 +17,12 @@ from experiments.r1_numbers import source_of
 from experiments.r1_world import KEPT
 from grpojax.checks import require
 from grpojax.evaluate import Evaluation, evaluate_runs, write_answers
-from grpojax.metrics import replace
 from grpojax.rewards.accuracy import exact_answer
 from grpojax.rewards.format import TAG, layout_followed
 from grpojax.rewards.language import language_consistency
 from grpojax.rewards.repetition import repetition_penalty
 from grpojax.run import git_commit
+from grpojax.storage import replace
 from grpojax.task import Example
 
 # What a completion must pass, in this order: a reward that gives the value.

@@ -26,9 +26,9 @@ from grpojax.arguments import (
     make_importable,
     parse_with_config,
 )
-from grpojax.checks import require
 from grpojax.names import nearest
 from grpojax.parsing import HELP, parse
+from grpojax.storage import require_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -290,10 +290,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], type]] = {
     "report": (report, ReportArguments),
     "doctor": (doctor, DoctorArguments),
 }
-
-
-def require_folder(path: Path) -> None:
-    require(path.is_dir(), f"folder {path} does not exist; name a run directory, such as runs/NAME")
 
 
 if __name__ == "__main__":

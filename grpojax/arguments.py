@@ -15,6 +15,7 @@ from grpojax.config import Config, EvaluationConfig, SamplingConfig
 from grpojax.parsing import HELP, parse
 from grpojax.presets import describe_objective
 from grpojax.sources import DataConfig
+from grpojax.storage import Place, in_bucket
 
 OnOff = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -52,7 +53,7 @@ class HostsArguments:
 class SFTArguments:
     """The supervised stage: imitates the task's worked completions, before GRPO."""
 
-    workdir: Path  # run directory, made if it is not there
+    workdir: Place  # run directory, made if it is not there; in a bucket: gs://BUCKET/FOLDER
     dry_run: OnOff = False  # check everything and print the run's arithmetic; compile nothing
     hosts: HostsArguments = HostsArguments()
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -102,7 +103,7 @@ class PlanArguments:
 class EvaluateArguments:
     """Checkpoints of one or more runs on held-out problems, side by side, with intervals."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories
+    runs: tyro.conf.Positional[tuple[Place, ...]]  # run directories
     split: Literal["train", "validation", "test"] = "test"  # of the runs' task
     examples: int = EvaluationConfig.examples  # problems of the split
     samples: int = 16  # completions sampled for each, beside the greedy one
@@ -130,7 +131,7 @@ class EvaluateArguments:
 class SampleArguments:
     """Completes a prompt, and prints each completion with its log-probability."""
 
-    source: tyro.conf.Positional[Path]  # run directory, or folder of a pretrained model
+    source: tyro.conf.Positional[Place]  # run directory, or folder of a pretrained model
     prompt: str  # text to complete
     samples: int = 4  # completions
     greedy: OnOff = False  # always the most likely token
@@ -159,7 +160,7 @@ class ImportArguments:
 class ExportArguments:
     """Writes a run's weights as a Hugging Face folder, or its adapters as a PEFT folder."""
 
-    run: tyro.conf.Positional[Path]  # run directory
+    run: tyro.conf.Positional[Place]  # run directory
     out: Path  # folder to write, new or empty
     step: int | None = None  # of the checkpoint; by default the newest
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights: others are cast
@@ -188,7 +189,7 @@ class DataArguments:
 class ReportArguments:
     """Writes curves.png and report.html into a run directory."""
 
-    run: tyro.conf.Positional[Path]  # run directory
+    run: tyro.conf.Positional[Place]  # run directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,10 @@ def parse_with_config(
     about = "\n".join([str(kind.__doc__), "", describe_objective(default.config)])
     arguments = parse(kind, f"{command} {path}", args, default, about)
     workdir = arguments.workdir if runs else Path()
-    require(not workdir.is_file(), f"workdir must be a folder, got the file {workdir}")
+    require(
+        in_bucket(workdir) or not workdir.is_file(),
+        f"workdir must be a folder, got the file {workdir}",
+    )
     return arguments
 
 

@@ -1,7 +1,6 @@
 """Arithmetic: what a run will cost, from its config alone. Compiles nothing."""
 
 import math
-from pathlib import Path
 
 import jax
 
@@ -13,9 +12,10 @@ from grpojax.run import open_run
 from grpojax.sampling import decode_shapes
 from grpojax.sharding import row_parts
 from grpojax.slices import members_of_slice, slice_lengths
+from grpojax.storage import Place
 
 
-def dry_run(config: Config, workdir: Path) -> str:
+def dry_run(config: Config, workdir: Place) -> str:
     """Opens and checks everything that a run would, and returns its sizes as lines of text.
 
     Bytes are totals over the mesh of what is held in float32 (the cache: in the compute dtype), and

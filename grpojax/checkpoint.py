@@ -3,15 +3,18 @@
 Orbax does not notice a flipped bit; the digests do. Orbax writes `<step>.unfinished/`; when its
 files are complete the manifest is added and the folder renamed to `<step>/`, so what a killed save
 leaves never has a checkpoint's name. `sha256sum -c manifest.txt` in it checks one by hand.
+
+A bucket renames nothing in one go. There Orbax writes `<step>/`, and what has no manifest is no
+checkpoint: it is written last, and deleted first.
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from grpojax.hosts import is_first, told, wait_for_all
-from grpojax.manifest import damage_of, read_manifest, sync, write_manifest
+from grpojax.manifest import MANIFEST, damage_of, read_manifest, write_manifest
+from grpojax.storage import Place, in_bucket, make_folder, place, remove_folder, sync
 from grpojax.types import Params, State
 
 Say = Callable[[str], None]
@@ -31,30 +35,31 @@ Say = Callable[[str], None]
 class Checkpoints:
     """An open folder of checkpoints; `pending` is the save whose files are still being written."""
 
-    folder: Path
+    folder: Place
     keep: int
     writer: ocp.AsyncCheckpointer
     thread: concurrent.futures.ThreadPoolExecutor
     pending: concurrent.futures.Future | None = None
 
 
-def open_checkpoints(folder: str | Path, *, keep: int) -> Checkpoints:
+def open_checkpoints(folder: str | Place, *, keep: int) -> Checkpoints:
     """Opens `folder` to save into: creates it, and deletes what killed saves left behind.
 
     Of the checkpoints saved, the newest `keep` (1 or more) stay, and the best by accuracy.
     ValueError if the folder cannot be created or written.
     """
-    folder = Path(folder).absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir() if is_first() else ():
-            if re.match(r"\d+\.(unfinished|removed)", entry.name):
-                shutil.rmtree(entry)
-        if not os.access(folder, os.W_OK):
+        folder = _absolute(folder)
+        make_folder(folder)
+        for entry in _entries(folder) if is_first() else ():
+            if _is_left_over(entry):
+                remove_folder(entry)
+        if not in_bucket(folder) and not os.access(folder, os.W_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
+        why = error.strerror or error
         raise ValueError(
-            f"checkpoints need a folder that can be written, got {folder} ({error.strerror})"
+            f"checkpoints need a folder that can be written, got {folder} ({why})"
         ) from error
     wait_for_all("checkpoints are tidied up")
     # Orbax logs its threads' errors with tracebacks; here the next save or close raises them.
@@ -79,13 +84,16 @@ def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) 
     _wait(manager)
     wait_for_all("the checkpoint before is finished")
     path = manager.folder / str(step)
-    if path.exists():
+    unfinished = path if in_bucket(path) else path.with_name(f"{step}.unfinished")
+    if path.exists() and not _is_left_over(path):
         if damage := damage_of(path):
             raise ValueError(f"checkpoint {path} exists and is damaged ({damage}); move it away")
         return
-    unfinished = path.with_name(f"{step}.unfinished")
     # On CPU Orbax holds views of the arrays: JAX reuses no donated buffer that has a view.
-    manager.writer.save(unfinished, args=ocp.args.PyTreeSave(_by_name(state)))
+    try:
+        manager.writer.save(unfinished, args=ocp.args.PyTreeSave(_by_name(state)))
+    except Exception as error:  # such as a bucket's, none of which is an OSError
+        raise _not_saved(path, error) from error
     manager.pending = manager.thread.submit(_finish, manager, unfinished, path, accuracy)
 
 
@@ -117,7 +125,7 @@ def restore(manager: Checkpoints, like: State, say: Say) -> tuple[State, int] | 
 
 
 def restore_params(
-    folder: str | Path, like: Params, say: Say, which: int | Literal["newest", "best"] = "newest"
+    folder: str | Place, like: Params, say: Say, which: int | Literal["newest", "best"] = "newest"
 ) -> tuple[Params, int]:
     """Loads the parameters alone, with their step, of an undamaged checkpoint.
 
@@ -127,7 +135,7 @@ def restore_params(
     Raises:
       ValueError: there is no such checkpoint, none is undamaged, or it does not fit `like`.
     """
-    folder = Path(folder).absolute()
+    folder = _absolute(folder)
     accuracies = _accuracies(folder)
     steps = sorted(accuracies, reverse=True)
     if which == "best":
@@ -153,21 +161,22 @@ def _wait(manager: Checkpoints) -> None:
         done.result()
 
 
-def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float | None) -> None:
+def _finish(manager: Checkpoints, unfinished: Place, path: Place, accuracy: float | None) -> None:
     """Runs beside training: waits for Orbax's files, seals and names the checkpoint, tidies up."""
     try:
         manager.writer.wait_until_finished()  # and all other hosts have written what is theirs
         if not is_first():
             return
         write_manifest(unfinished, path.name, accuracy)
-        unfinished.rename(path)
-        sync(path.parent)
+        if not in_bucket(path):
+            unfinished.rename(path)
+            sync(path.parent)
     except Exception as error:
-        for left in path.parent.glob(f"{unfinished.name}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        # TensorStore names the cause last, before many lines of settings.
-        reason = re.split(r" \[tensorstore_spec|\n", str(error))[0][-160:]
-        raise OSError(f"checkpoint {path} was not saved ({reason})") from error
+        with contextlib.suppress(Exception):  # of the error that is raised
+            for left in path.parent.glob(f"{unfinished.name}*"):
+                if _is_left_over(left):
+                    remove_folder(left)
+        raise _not_saved(path, error) from error
     accuracies = _accuracies(path.parent)
     # Damaged ones are infinitely good: not counted, not removed, left for `restore` to name.
     good = sorted(step for step, accuracy in accuracies.items() if accuracy != math.inf)
@@ -175,15 +184,47 @@ def _finish(manager: Checkpoints, unfinished: Path, path: Path, accuracy: float 
     best = max(evaluated, key=lambda step: (accuracies[step], step), default=None)
     for step in good[: -manager.keep]:
         if step != best:
-            # Renamed first: a kill during the deletion leaves nothing that looks damaged.
-            shutil.rmtree((path.parent / str(step)).rename(path.parent / f"{step}.removed"))
+            # A kill during the deletion leaves nothing that looks damaged.
+            removed = path.parent / str(step)
+            if in_bucket(removed):
+                (removed / MANIFEST).unlink()
+            else:
+                removed = removed.rename(path.parent / f"{step}.removed")
+            remove_folder(removed)
 
 
-def _accuracies(folder: Path) -> dict[int, float | None]:
+def _not_saved(path: Place, error: Exception) -> OSError:
+    # TensorStore names the cause last, before many lines of settings.
+    reason = re.split(r" \[tensorstore_spec|\n", str(error))[0][-160:]
+    return OSError(f"checkpoint {path} was not saved ({reason})")
+
+
+def saved_steps(folder: Place) -> list[int]:
+    """The steps that have a checkpoint, ascending."""
+    found = (entry for entry in _entries(folder) if re.fullmatch(r"0|[1-9]\d*", entry.name))
+    return sorted(int(entry.name) for entry in found if not _is_left_over(entry))
+
+
+def _absolute(folder: str | Place) -> Place:
+    folder = place(folder)
+    return folder if in_bucket(folder) else folder.absolute()
+
+
+def _entries(folder: Place) -> list[Place]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def _is_left_over(entry: Place) -> bool:
+    """Whether it is what a killed save or a killed deletion leaves."""
+    if in_bucket(entry):
+        return not (entry / MANIFEST).exists()
+    return re.match(r"\d+\.(unfinished|removed)", entry.name) is not None
+
+
+def _accuracies(folder: Place) -> dict[int, float | None]:
     """Accuracy by step (None: not evaluated) of all checkpoints; inf where the manifest is bad."""
-    names = os.listdir(folder) if folder.is_dir() else []
     accuracies = {}
-    for step in (int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)):
+    for step in saved_steps(folder):
         try:
             accuracies[step], _ = read_manifest(folder / str(step))
         except (OSError, ValueError):
@@ -191,13 +232,13 @@ def _accuracies(folder: Path) -> dict[int, float | None]:
     return accuracies
 
 
-def _choose_newest(folder: Path, say: Say) -> int | None:
+def _choose_newest(folder: Place, say: Say) -> int | None:
     """The newest good checkpoint; None if there are none."""
     steps = sorted(_accuracies(folder), reverse=True)
     return _choose(folder, steps, say, rename=True) if steps else None
 
 
-def _choose(folder: Path, steps: list[int], say: Say, *, rename: bool) -> int:
+def _choose(folder: Place, steps: list[int], say: Say, *, rename: bool) -> int:
     """The first good one of `steps`; those refused before it are named to `say`, and renamed."""
     damages = {}
     for step in steps:
@@ -218,7 +259,7 @@ def _choose(folder: Path, steps: list[int], say: Say, *, rename: bool) -> int:
     return step
 
 
-def _load(path: Path, like: Any, prefix: str) -> Any:
+def _load(path: Place, like: Any, prefix: str) -> Any:
     """Loads the leaves whose names begin with `prefix`, which must be exactly those of `like`."""
     wanted = _by_name(like)
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])

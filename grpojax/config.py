@@ -272,3 +272,14 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
             value = from_dict(hint, value)
         fields[name] = tuple(value) if isinstance(value, list) else value
     return kind(**fields)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one of dotted names, as the flags are called."""
+    rows = {}
+    for name, value in tree.items():
+        inner = (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+        rows |= inner
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in rows.items()}

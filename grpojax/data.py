@@ -12,11 +12,24 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
+from grpojax.chat import render_chat
 from grpojax.task import Example, Task
 from grpojax.tokenizer import Tokenizer
 from grpojax.types import Prompts
 
 LongPrompts = Literal["refuse", "drop", "truncate"]
+
+
+def as_chats(task: Task, tokenizer: Tokenizer, system: str) -> Task:
+    """The task with each prompt as what a user says, in the tokenizer's chat template."""
+    before = [{"role": "system", "content": system}] if system else []
+
+    def chats(examples: Sequence[Example]) -> list[Example]:
+        asked = [[*before, {"role": "user", "content": example.prompt}] for example in examples]
+        texts = render_chat(tokenizer.chat, asked)
+        return [dataclasses.replace(example, prompt=t) for example, t in zip(examples, texts)]
+
+    return dataclasses.replace(task, splits={k: chats(v) for k, v in task.splits.items()})
 
 
 def fit_prompts(

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from grpojax.answers import Answered, make_answerer
+from grpojax.checkpoint import saved_steps
 from grpojax.checks import require
 from grpojax.estimates import Measure
 from grpojax.measures import as_metrics, measure
-from grpojax.metrics import replace, to_json
+from grpojax.metrics import to_json
 from grpojax.run import Run, reopen_run, trained_params
 from grpojax.sampling import stream_key
 from grpojax.sharding import use_mesh
+from grpojax.storage import Place, replace
 from grpojax.types import Params
 
 Evaluator = Callable[[Params, int, str], dict[str, float]]
@@ -21,7 +22,7 @@ Evaluator = Callable[[Params, int, str], dict[str, float]]
 class Evaluation:
     """A checkpoint's answers to problems of a split, and what they come to."""
 
-    workdir: Path
+    workdir: Place
     step: int
     answered: list[Answered]
     measures: dict[str, Measure]  # see `measure`
@@ -48,7 +49,7 @@ def make_evaluator(run: Run, *, examples: int, samples: int, k: tuple[int, ...])
 
 
 def evaluate_run(
-    workdir: Path,
+    workdir: Place,
     *,
     split: str,
     samples: int,
@@ -68,7 +69,7 @@ def evaluate_run(
 
 
 def evaluate_runs(
-    workdirs: Sequence[Path],
+    workdirs: Sequence[Place],
     *,
     steps: Sequence[int],
     split: str,
@@ -96,7 +97,7 @@ def evaluate_runs(
             say(note)
         splits = ", ".join(run.task.splits)
         require(split in run.task.splits, f"split must be one of {splits}, got {split!r}")
-        saved = saved_steps(run.workdir)
+        saved = saved_steps(run.workdir / "checkpoints")
         missing = [step for step in steps if step not in saved]
         named = f"checkpoint {missing[0]}" if missing else "checkpoint"
         require(bool(saved) and not missing, f"{run.workdir} has no {named}; its steps: {saved}")
@@ -123,18 +124,12 @@ def evaluate_runs(
     return found
 
 
-def saved_steps(workdir: Path) -> list[int]:
-    """The steps of a run's checkpoints, damaged ones included, ascending."""
-    folders = (workdir / "checkpoints").glob("[0-9]*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
-
-
 def require_samples(k: Sequence[int], samples: int) -> None:
     most = max(k, default=0)
     require(most <= samples, f"pass@k needs k of at most samples={samples}, got k={most}")
 
 
-def write_answers(path: Path, split: str, evaluations: Sequence[Evaluation]) -> None:
+def write_answers(path: Place, split: str, evaluations: Sequence[Evaluation]) -> None:
     """Writes JSON lines, one for each checkpoint and problem: which it is, its completions with
     their rewards (null: could not be judged), lengths and extracted answers."""
     lines = []

@@ -24,8 +24,9 @@ from typing import Any
 from grpojax.checks import require
 from grpojax.comparison import as_table, compare
 from grpojax.config import Config
-from grpojax.metrics import read_metrics, replace, to_nulls
+from grpojax.metrics import read_metrics, to_nulls
 from grpojax.signals import stop_requested
+from grpojax.storage import replace
 
 Derived = Mapping[str, Callable[[list[dict[str, Any]]], float]]
 STOPPED = os.EX_TEMPFAIL  # 75, what `train` returns: stopped by a signal, run me again

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from grpojax.checks import require
 from grpojax.lora import merge, split
-from grpojax.peft import save_adapters
+from grpojax.peft import is_adapters, save_adapters
 from grpojax.pretrained import new_folder, save_params
-from grpojax.run import is_adapters, is_run, reopen_run, trained_params
+from grpojax.run import is_run, reopen_run, trained_params
 from grpojax.sharding import use_mesh
+from grpojax.storage import Place, place
 
 
 def export_run(
-    workdir: Path,
+    workdir: Place,
     out: Path,
     *,
     step: int | None,
@@ -41,7 +42,7 @@ def export_run(
         bool(model.lora_rank) or not adapters,
         f"{workdir} trained no adapters; export it without --adapters",
     )
-    base = Path(run.config.init)
+    base = place(run.config.init)
     require(
         not adapters or not (is_run(base) or is_adapters(base)),
         f"the adapters of {workdir} have no base that peft could load: {base} was merged when they "

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from grpojax.storage import Place
+
 LOST = 71  # exit code: another host is gone; start all of them again
 
 
@@ -66,7 +68,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def log_folder(workdir: Path) -> Iterator[Path]:
+def log_folder(workdir: Place) -> Iterator[Place]:
     """Where this host writes what a run records: `workdir`, or if it is not the first a folder that
     is deleted in the end."""
     if is_first():

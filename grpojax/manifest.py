@@ -1,27 +1,31 @@
 """Manifest: what seals a checkpoint, a digest of every file in it and one of themselves.
 
 Orbax does not notice a flipped bit; the digests do. `sha256sum -c manifest.txt` in a checkpoint
-checks one by hand.
+checks one by hand. In a bucket they are the MD5s that it keeps of its objects, so that none is
+read again; in a copy elsewhere `md5sum -c` checks those.
 """
 
 import hashlib
-import os
 import re
-from pathlib import Path
+from typing import Literal
+
+from grpojax.storage import Place, files_in, in_bucket, replace, sync
 
 MANIFEST = "manifest.txt"
 
 
-def write_manifest(path: Path, step: str, accuracy: float | None) -> None:
+def write_manifest(path: Place, step: str, accuracy: float | None) -> None:
     """Seals `path`, the folder of checkpoint `step`, and puts all of it on disk."""
     lines = f"# grpojax checkpoint, step {step}, accuracy {accuracy}\n"
-    lines += "".join(f"{digest}  {name}\n" for name, digest in digests_of(path).items())
-    (path / MANIFEST).write_text(lines + seal(lines))
-    for entry in (*path.rglob("*"), path):
-        sync(entry)
+    digests = digests_of(path, "md5" if in_bucket(path) else "sha256")
+    lines += "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    replace(path / MANIFEST, (lines + seal(lines)).encode())
+    if not in_bucket(path):
+        for entry in (*path.rglob("*"), path):
+            sync(entry)
 
 
-def read_manifest(path: Path) -> tuple[float | None, dict[str, str]]:
+def read_manifest(path: Place) -> tuple[float | None, dict[str, str]]:
     """The accuracy, and digests by file name; ValueError or OSError says what is wrong."""
     text = (path / MANIFEST).read_bytes().decode(errors="replace")
     lines = text.rpartition("# sha256 of")[0]
@@ -32,14 +36,15 @@ def read_manifest(path: Path) -> tuple[float | None, dict[str, str]]:
     if match is None or match[1] != path.name:
         raise ValueError(f"{MANIFEST}: belongs to another checkpoint ({head!r})")
     accuracy = None if match[2] == "None" else float(match[2])
-    return accuracy, {row[66:]: row[:64] for row in rows}
+    return accuracy, {name: digest for digest, _, name in (row.partition("  ") for row in rows)}
 
 
-def damage_of(path: Path) -> str | None:
+def damage_of(path: Place) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if every file is as it was saved."""
     try:
         _, saved = read_manifest(path)
-        found = digests_of(path)
+        kind = "md5" if all(len(digest) == 32 for digest in saved.values()) else "sha256"
+        found = digests_of(path, kind)
     except (OSError, ValueError) as error:
         return str(error)
     for name in sorted(saved.keys() | found.keys()):
@@ -49,26 +54,21 @@ def damage_of(path: Path) -> str | None:
     return None
 
 
-def digests_of(path: Path) -> dict[str, str]:
-    """sha256 of every file below `path` but the manifest, by relative name, in order."""
+def digests_of(path: Place, kind: Literal["sha256", "md5"]) -> dict[str, str]:
+    """Digest of every file below `path` but the manifest, by relative name, in order."""
     digests = {}
-    for file in sorted(path.rglob("*")):
-        if file != path / MANIFEST and not file.is_dir():
-            with file.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-            digests[file.relative_to(path).as_posix()] = digest
+    for name, md5 in files_in(path).items():
+        if name != MANIFEST:
+            digests[name] = md5 if md5 and kind == "md5" else digest_of(path / name, kind)
     return digests
+
+
+def digest_of(file: Place, kind: str) -> str:
+    """Digest of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, kind).hexdigest()
 
 
 def seal(lines: str) -> str:
     """The last line of a manifest."""
     return f"# sha256 of the lines above: {hashlib.sha256(lines.encode()).hexdigest()}\n"
-
-
-def sync(entry: Path) -> None:
-    """Makes a file's content, or the names in a folder, survive a power cut."""
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

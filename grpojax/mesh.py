@@ -37,6 +37,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return mesh_of(devices[:count], **sizes)
 
 
+def mesh_at_hand(config: MeshConfig, count: int) -> MeshConfig:
+    """The mesh for `count` devices that only read what was trained on one of `config`: its axes as
+    far as they divide, and the rest along data, or along the axis that was -1."""
+    sizes = {axis: getattr(config, axis) for axis in reversed(AXES)}
+    for axis, size in sizes.items():
+        if size > 0:
+            sizes[axis] = math.gcd(count, size)
+            count //= sizes[axis]
+    if -1 not in sizes.values():
+        sizes["data"] = -1
+    return MeshConfig(**sizes)
+
+
 def make_sampling_mesh(config: MeshConfig, training: Mesh) -> Mesh:
     """The mesh over the devices that only sample; `training`, if there are none.
 
@@ -86,7 +99,7 @@ def check_mesh(mesh: Mesh, sampling: Mesh, config: Config) -> None:
 
 def check_sizes(mesh: Mapping[str, int], sampling: Mapping[str, int], config: Config) -> None:
     """The same of meshes of these sizes, on whatever devices."""
-    model, grpo = config.model, config.grpo
+    grpo = config.grpo
     shards = math.prod(mesh[axis] for axis in ROWS)
     among = math.prod(sampling[axis] for axis in ROWS)
     parts = grpo.minibatches * grpo.microbatches * shards
@@ -94,12 +107,15 @@ def check_sizes(mesh: Mapping[str, int], sampling: Mapping[str, int], config: Co
     require_multiple("prompts_per_step", grpo.prompts_per_step, parts, what)
     what = "the devices that sample / the mesh's tensor"
     require_multiple("prompts_per_step", grpo.prompts_per_step, among, what)
-    what = "the mesh's data * fsdp * expert"
-    require_multiple("examples_per_step", config.sft.examples_per_step, shards, what)
     if config.reward_model.every:
         pairs, parts = config.reward_model.pairs_per_update, grpo.microbatches * shards
         what = "grpo.microbatches * the mesh's data * fsdp * expert"
         require_multiple("reward_model.pairs_per_update", pairs, parts, what)
+    check_model_sizes(mesh, config.model)
+
+
+def check_model_sizes(mesh: Mapping[str, int], model: ModelConfig) -> None:
+    """Raises ValueError if the model does not divide over a mesh of these sizes."""
     expert, tensor = mesh["expert"], mesh["tensor"]
     require(
         expert == 1 or model.num_experts > 0,

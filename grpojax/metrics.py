@@ -16,14 +16,23 @@ step before and this one: time/record, time/iteration, time/evaluate, time/check
 time/wait is a part instead of time/sample and time/reward, which went by beside the step before.
 """
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 from tensorboardX import SummaryWriter
+
+from grpojax.storage import (
+    Place,
+    make_folder,
+    mirror,
+    open_to_append,
+    place,
+    replace,
+    written_locally,
+)
 
 
 class Group(TypedDict):
@@ -42,7 +51,7 @@ class Group(TypedDict):
 class MetricsWriter:
     """Holds the files that a run appends to. Every write is on its way to disk when it returns."""
 
-    def __init__(self, workdir: Path | str, first_step: int, tensorboard: bool):
+    def __init__(self, workdir: str | Place, first_step: int, tensorboard: bool):
         """Opens the files of `workdir`, without what was recorded at `first_step` or later.
 
         Args:
@@ -53,25 +62,24 @@ class MetricsWriter:
         Raises:
           ValueError: metrics.jsonl holds something else than this class writes.
         """
-        workdir = Path(workdir)
+        workdir = place(workdir)
         self.completions = workdir / "completions"
-        self.completions.mkdir(parents=True, exist_ok=True)
+        make_folder(self.completions)
         path = workdir / "metrics.jsonl"
         # Kept as bytes: what a killed run wrote and what its continuation keeps are then the same.
         kept = [raw for raw, line in read_lines(path) if line["step"] < first_step]
-        replace(path, b"".join(raw + b"\n" for raw in kept))
+        self.file = open_to_append(path, b"".join(raw + b"\n" for raw in kept))
         for step, recorded in completion_files(workdir).items():
             if step >= first_step:
                 recorded.unlink()
-        self.file = path.open("ab")
         # The suffix keeps two writers that open within one second out of each other's file.
-        self.tensorboard = (
-            SummaryWriter(
-                str(workdir / "tb"), purge_step=first_step, filename_suffix=f".{first_step}"
+        self.events, self.scratch = workdir / "tb", contextlib.ExitStack()
+        self.tensorboard = None
+        if tensorboard:
+            self.local = self.scratch.enter_context(written_locally(self.events))
+            self.tensorboard = SummaryWriter(
+                str(self.local), purge_step=first_step, filename_suffix=f".{first_step}"
             )
-            if tensorboard
-            else None
-        )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line. Values are numbers: Python's, NumPy's or JAX's scalars."""
@@ -83,6 +91,7 @@ class MetricsWriter:
                 if math.isfinite(value):
                     self.tensorboard.add_scalar(name, value, int(step))
             self.tensorboard.flush()
+            mirror(self.local, self.events)
 
     def write_groups(self, step: int, groups: Sequence[Group]) -> None:
         """Records the groups of one step, all in one call; their lists may be arrays."""
@@ -94,6 +103,7 @@ class MetricsWriter:
         self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
+        self.scratch.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -102,33 +112,33 @@ class MetricsWriter:
         self.close()
 
 
-def read_metrics(workdir: Path | str) -> list[dict[str, int | float]]:
+def read_metrics(workdir: str | Place) -> list[dict[str, int | float]]:
     """The lines of a run's metrics.jsonl as written; a last line torn by a kill is left out.
 
     Raises:
       ValueError: another line is not an object with a "step"; names the file and the line.
     """
-    return [line for _, line in read_lines(Path(workdir) / "metrics.jsonl")]
+    return [line for _, line in read_lines(place(workdir) / "metrics.jsonl")]
 
 
-def recorded_steps(workdir: Path | str) -> list[int]:
+def recorded_steps(workdir: str | Place) -> list[int]:
     """The steps that have recorded groups, ascending."""
-    return list(completion_files(Path(workdir)))
+    return list(completion_files(place(workdir)))
 
 
-def read_groups(workdir: Path | str, step: int) -> list[dict[str, Any]]:
+def read_groups(workdir: str | Place, step: int) -> list[dict[str, Any]]:
     """The groups recorded at `step`: each a `Group` with its "step".
 
     Raises:
       ValueError: nothing was recorded at `step`, or a line is damaged; names the file and the line.
     """
-    files = completion_files(Path(workdir))
+    files = completion_files(place(workdir))
     if step not in files:
         raise ValueError(f"no completions of step {step} in {workdir}; recorded are {list(files)}")
     return [line for _, line in read_lines(files[step])]
 
 
-def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def read_lines(path: Place) -> list[tuple[bytes, dict[str, Any]]]:
     """Each line of a JSON lines file as its bytes and its object; no file is no lines."""
     if not path.exists():
         return []
@@ -181,16 +191,6 @@ def to_nulls(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def completion_files(workdir: Path) -> dict[int, Path]:
+def completion_files(workdir: Place) -> dict[int, Place]:
     """The files of completions/ by step, ascending."""
     return {int(path.stem): path for path in sorted(workdir.glob("completions/[0-9]*.jsonl"))}
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file so that a kill at any moment leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

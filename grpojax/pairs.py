@@ -5,17 +5,15 @@ itself sampled: where the rewards of a group differ, its best completion against
 pairs a step reads is a function of seed, step and the numbers of pairs alone.
 """
 
-import io
 import zipfile
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from grpojax.checks import require
-from grpojax.metrics import replace
+from grpojax.storage import Place, make_folder, save_arrays
 from grpojax.types import Completions, Pairs, Prompts
 
 CURRENT, HISTORY = 0, 1  # streams of the order: the two must not shuffle alike
@@ -80,16 +78,15 @@ def replay_rows(
     return rows
 
 
-def save_pairs(folder: Path, step: int, pairs: Pairs) -> None:
+def save_pairs(folder: Place, step: int, pairs: Pairs) -> None:
     """Writes the pairs of a step, on disk when this returns, so that a run that is started again
     has its history. What a killed run wrote of the same step is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez_compressed(content, **vars(pairs.prompts), answers=pairs.tokens, counted=pairs.mask)
-    replace(pairs_file(folder, step), content.getvalue())
+    make_folder(folder)
+    arrays = {**vars(pairs.prompts), "answers": pairs.tokens, "counted": pairs.mask}
+    save_arrays(pairs_file(folder, step), arrays)
 
 
-def load_pairs(folder: Path, steps: range) -> list[Pairs]:
+def load_pairs(folder: Place, steps: range) -> list[Pairs]:
     """The pairs of `steps`, each in a file of its own.
 
     Raises:
@@ -110,7 +107,7 @@ def load_pairs(folder: Path, steps: range) -> list[Pairs]:
     return found
 
 
-def require_pairs(folder: Path, steps: range) -> None:
+def require_pairs(folder: Place, steps: range) -> None:
     """Raises ValueError naming the first of `steps` whose pairs are missing."""
     for path in (pairs_file(folder, step) for step in steps):
         require(
@@ -120,7 +117,7 @@ def require_pairs(folder: Path, steps: range) -> None:
         )
 
 
-def pairs_file(folder: Path, step: int) -> Path:
+def pairs_file(folder: Place, step: int) -> Place:
     """Where the pairs of a step are."""
     return folder / f"{step:08d}.npz"
 

@@ -18,6 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from grpojax.checks import require
 from grpojax.names import nearest
+from grpojax.storage import Place, place
 
 
 def parse(
@@ -112,6 +113,22 @@ PLAIN = {
 }
 
 REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def place_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A folder, on a file system or in a bucket."""
+    if info.type != Place:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: place(words[0]),
+        is_instance=lambda value: isinstance(value, Place),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 MAPPINGS = {dict[str, float]: ("weight", float), dict[str, str]: ("digest", str)}
 
 

@@ -19,6 +19,7 @@ from grpojax.architecture import ModelConfig
 from grpojax.checks import require
 from grpojax.families import FAMILIES, part_shapes
 from grpojax.pretrained import leaf_at
+from grpojax.storage import Place
 from grpojax.types import Params
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -107,6 +108,11 @@ def load_adapters(folder: Path, model: ModelConfig) -> tuple[Params, ModelConfig
             put(adapters, f"layers/{path}/{leaf}", jnp.asarray(np.stack(layers)))
     require(not tensors, f"{folder / WEIGHTS} has superfluous tensors: {min(tensors, default='')}")
     return adapters, adapted
+
+
+def is_adapters(folder: Place) -> bool:
+    """Whether `folder` holds adapters as PEFT stores them."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import jax
+
+from grpojax.storage import Place, written_locally
 
 
 @contextlib.contextmanager
 def step_profiler(
-    folder: Path, steps: tuple[int, int] | None
+    folder: Place, steps: tuple[int, int] | None
 ) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
     """A function `profiled(step)`, within which one step is made.
 
@@ -19,21 +20,27 @@ def step_profiler(
     """
     first, last = steps or (0, 0)
     running = False
+    traced = contextlib.ExitStack()
+
+    def stop() -> None:
+        nonlocal running
+        if running:
+            running = False
+            with traced:
+                jax.profiler.stop_trace()
 
     @contextlib.contextmanager
     def profiled(step: int) -> Iterator[None]:
         nonlocal running
         if first <= step <= last and not running:
-            jax.profiler.start_trace(folder)
+            jax.profiler.start_trace(traced.enter_context(written_locally(folder)))
             running = True
         with jax.profiler.StepTraceAnnotation("step", step_num=step):
             yield
-        if running and step == last:
-            jax.profiler.stop_trace()
-            running = False
+        if step == last:
+            stop()
 
     try:
         yield profiled
     finally:
-        if running:
-            jax.profiler.stop_trace()
+        stop()

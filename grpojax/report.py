@@ -8,24 +8,24 @@ import base64
 import json
 from datetime import timedelta
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from grpojax.console import spread
 from grpojax.curves import DARK, LIGHT, PANELS, Series, collect, draw, recorded_panels
 from grpojax.metrics import Group, read_groups, read_metrics, recorded_steps
+from grpojax.storage import Place, in_bucket, place
 
 STEPS_SHOWN = 6  # steps with a group on the page, evenly from the first recorded to the last
 COMPLETIONS_SHOWN = 16  # of a group, evenly from the highest reward to the lowest
 
 
-def write_report(workdir: Path | str) -> Path:
+def write_report(workdir: str | Place) -> Place:
     """Writes curves.png and report.html into a run directory and returns the path of the page.
 
     Raises:
       ValueError: config.json or metrics.jsonl is missing, damaged or empty; names the file.
     """
-    workdir = Path(workdir)
+    workdir = place(workdir)
     described = read_config(workdir / "config.json")
     series = collect(read_metrics(workdir))
     if not recorded_panels(series):
@@ -41,7 +41,7 @@ def write_report(workdir: Path | str) -> Path:
     return page
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Place) -> dict[str, Any]:
     """A run's config.json: {"config": nested, "versions": {name: version}, "commit": text}."""
     try:
         described = json.loads(path.read_bytes())
@@ -53,9 +53,12 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def render(workdir: Path, described: dict[str, Any], series: Series) -> str:
+def render(workdir: Place, described: dict[str, Any], series: Series) -> str:
     """The whole page."""
-    config, title = described["config"], workdir.resolve().name
+    config, title = (
+        described["config"],
+        workdir.name if in_bucket(workdir) else workdir.resolve().name,
+    )
     versions = table("", {"commit": described["commit"], **described["versions"]})
     last = max(int(steps[-1]) for steps, _ in series.values())
     about = (
@@ -128,7 +131,7 @@ def curves(series: Series) -> str:
     return f'<div class="curves">{"".join(parts)}</div>{note}'
 
 
-def completions(workdir: Path) -> str:
+def completions(workdir: Place) -> str:
     """The first recorded group of a few steps, from the first recorded step to the last."""
     steps = recorded_steps(workdir)
     if not steps:

@@ -10,33 +10,39 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from grpojax.architecture import ModelConfig
-from grpojax.chat import render_chat
 from grpojax.checkpoint import restore_params
 from grpojax.checks import require
-from grpojax.config import Config, from_dict
-from grpojax.data import fit_prompts
+from grpojax.config import Config, flat, from_dict
+from grpojax.data import as_chats, fit_prompts
 from grpojax.families import FREE
 from grpojax.hosts import is_first, wait_for_all
 from grpojax.kernels import choose_attention
 from grpojax.lora import combine, freeze, merge, split
-from grpojax.mesh import check_mesh, make_mesh, make_sampling_mesh, mesh_notes
+from grpojax.mesh import (
+    check_mesh,
+    check_model_sizes,
+    make_mesh,
+    make_sampling_mesh,
+    mesh_at_hand,
+    mesh_notes,
+)
 from grpojax.model import Policy, abstract_params, init_params
 from grpojax.names import find_function
-from grpojax.peft import base_folder, load_adapters
+from grpojax.peft import base_folder, is_adapters, load_adapters
 from grpojax.pretrained import check_model, load_params
 from grpojax.rewards import choose_rewards
 from grpojax.search import with_mesh
 from grpojax.sharding import sharded_init
-from grpojax.task import Example, Reward, StepReward, Task
+from grpojax.storage import Place, check_reachable, in_bucket, make_folder, place, reaching, replace
+from grpojax.task import Reward, StepReward, Task
 from grpojax.tasks import load_task
 from grpojax.tokenizer import Tokenizer, load_tokenizer, stop_ids
 from grpojax.types import Params
@@ -50,7 +56,7 @@ class Run:
     """A config with everything it names, found and fitting together."""
 
     config: Config
-    workdir: Path
+    workdir: Place
     task: Task
     rewards: dict[str, Reward]
     step_reward: StepReward | None  # with process supervision
@@ -61,12 +67,15 @@ class Run:
     sampling_mesh: Mesh  # on which training samples; `mesh`, unless devices do nothing else
 
 
-def open_run(config: Config, workdir: Path) -> Run:
+def open_run(config: Config, workdir: Place, *, training: bool = True) -> Run:
     """Opens what `config` names. Writes nothing and compiles nothing.
+
+    Without `training` a batch need not fit the devices.
 
     Raises:
       ValueError: something is missing or does not fit; one line that names it.
     """
+    check_reachable(workdir)
     task = load_task(config.task, config.data)
     rewards = choose_rewards(config.rewards, task)
     step_reward = None
@@ -81,7 +90,10 @@ def open_run(config: Config, workdir: Path) -> Run:
     config, picked = with_mesh(config, jax.devices())
     mesh = make_mesh(config.mesh)
     sampling_mesh = make_sampling_mesh(config.mesh, mesh)
-    check_mesh(mesh, sampling_mesh, config)
+    if training:
+        check_mesh(mesh, sampling_mesh, config)
+    else:
+        check_model_sizes(mesh.shape, config.model)
     task = dataclasses.replace(task, notes=(*task.notes, *picked, *mesh_notes(config.model, mesh)))
     return Run(
         config=config,
@@ -97,20 +109,30 @@ def open_run(config: Config, workdir: Path) -> Run:
     )
 
 
-def reopen_run(workdir: Path) -> Run:
-    """The run that `workdir` holds, with the tokenizer that it was trained with."""
+def reopen_run(workdir: Place) -> Run:
+    """The run that `workdir` holds, with the tokenizer that it was trained with, on the devices
+    here; on a CPU it is computed in float32."""
     config = read_config(workdir)
-    base = config.init if config.model.lora_rank else ""  # what was trained needs no other part
-    return open_run(dataclasses.replace(config, init=base, tokenizer=str(workdir)), workdir)
+    on_cpu = jax.devices()[0].platform == "cpu"
+    config = dataclasses.replace(
+        config,
+        init=config.init if config.model.lora_rank else "",  # else what was trained is all
+        tokenizer=str(workdir),
+        mesh=mesh_at_hand(config.mesh, jax.device_count()),
+        model=dataclasses.replace(config.model, compute_dtype="float32")
+        if on_cpu
+        else config.model,
+    )
+    return open_run(config, workdir, training=False)
 
 
-def read_config(workdir: Path) -> Config:
+def read_config(workdir: str | Place) -> Config:
     """The config that a run directory was made with.
 
     Raises:
       ValueError: the folder is no run directory, or one of another version of this package.
     """
-    path = Path(workdir) / "config.json"
+    path = place(workdir) / "config.json"
     try:
         return from_dict(Config, json.loads(path.read_text())["config"])
     except FileNotFoundError:
@@ -146,8 +168,6 @@ def start_run(run: Run, *, allow_config_change: bool) -> None:
 
 def write_about(run: Run) -> None:
     """Writes config.json and the tokenizer's file."""
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    run.tokenizer.save(run.workdir)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     about = {
         "config": dataclasses.asdict(run.config),
@@ -155,7 +175,10 @@ def write_about(run: Run) -> None:
         "commit": git_commit(),
         "notes": run.task.notes,
     }
-    (run.workdir / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    with reaching(run.workdir):
+        make_folder(run.workdir)
+        run.tokenizer.save(run.workdir)
+        replace(run.workdir / "config.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def initial_params(run: Run, say: Callable[[str], None]) -> Params:
@@ -181,7 +204,7 @@ def initial_params(run: Run, say: Callable[[str], None]) -> Params:
 
 def named_params(config: Config, like: Params, mesh: Mesh, say: Callable[[str], None]) -> Params:
     """The parameters that `init` names, without adapters, placed as `like` says."""
-    folder = Path(config.init)
+    folder = place(config.init)
     if is_adapters(folder):
         adapters, adapted = load_adapters(folder, without_lora(config.model))
         base = load_params(base_folder(folder), config.model, like)
@@ -193,7 +216,7 @@ def named_params(config: Config, like: Params, mesh: Mesh, say: Callable[[str], 
 
 
 def trained_params(
-    workdir: Path, mesh: Mesh, say: Callable[[str], None], which: int | str = "newest"
+    workdir: Place, mesh: Mesh, say: Callable[[str], None], which: int | str = "newest"
 ) -> tuple[Params, int]:
     """The parameters of a checkpoint of the run in `workdir`, its adapters' base included, and its
     step."""
@@ -213,7 +236,8 @@ def check_init(config: Config) -> None:
         rank = config.model.lora_rank
         require(not rank, f"lora_rank={rank} needs a base to adapt; name one by init")
         return
-    folder = Path(config.init)
+    folder = place(config.init)
+    check_reachable(folder)
     require(
         folder.is_dir(),
         f"init={config.init} does not exist; give a Hugging Face folder (`grpojax import` makes "
@@ -226,6 +250,10 @@ def check_init(config: Config) -> None:
                 ours == theirs or name in FREE,
                 f"model.{name} must be {theirs}, as in init={config.init}, got {ours}",
             )
+    elif in_bucket(folder):
+        raise ValueError(
+            f"init={config.init} holds no run; weights of another kind must be on a file system"
+        )
     elif is_adapters(folder):
         check_model(base_folder(folder), config.model)
         load_adapters(folder, without_lora(config.model))
@@ -233,14 +261,9 @@ def check_init(config: Config) -> None:
         check_model(folder, config.model)
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: Place) -> bool:
     """Whether `folder` is a run directory that has saved something."""
     return (folder / "checkpoints").is_dir()
-
-
-def is_adapters(folder: Path) -> bool:
-    """Whether `folder` holds adapters as PEFT stores them."""
-    return (folder / "adapter_config.json").is_file()
 
 
 def without_lora(model: ModelConfig) -> ModelConfig:
@@ -248,9 +271,9 @@ def without_lora(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, lora_rank=0, base_dtype="float32")
 
 
-def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:
+def open_tokenizer(config: Config, workdir: Place, task: Task) -> Tokenizer:
     """The tokenizer that `config` names, or that of `init`, or one trained on the task's text."""
-    if not config.tokenizer and config.init and is_adapters(Path(config.init)):
+    if not config.tokenizer and config.init and is_adapters(place(config.init)):
         return load_tokenizer(str(base_folder(Path(config.init))))
     if source := config.tokenizer or config.init:
         return load_tokenizer(source)
@@ -261,29 +284,6 @@ def open_tokenizer(config: Config, workdir: Path, task: Task) -> Tokenizer:
         bool(texts), f"task {config.task!r} has no training text to make a tokenizer of; name one"
     )
     return train_sentencepiece(texts, config.model.vocab_size)
-
-
-def as_chats(task: Task, tokenizer: Tokenizer, system: str) -> Task:
-    """The task with each prompt as what a user says, in the tokenizer's chat template."""
-    before = [{"role": "system", "content": system}] if system else []
-
-    def chats(examples: Sequence[Example]) -> list[Example]:
-        asked = [[*before, {"role": "user", "content": example.prompt}] for example in examples]
-        texts = render_chat(tokenizer.chat, asked)
-        return [dataclasses.replace(example, prompt=t) for example, t in zip(examples, texts)]
-
-    return dataclasses.replace(task, splits={k: chats(v) for k, v in task.splits.items()})
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one of dotted names, as the flags are called."""
-    rows = {}
-    for name, value in tree.items():
-        inner = (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-        rows |= inner
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in rows.items()}
 
 
 def git_commit() -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,12 +17,13 @@ from grpojax.pretrained import load_params, read_model_config
 from grpojax.run import is_run, read_config, trained_params
 from grpojax.sampling import make_sampler, stream_key
 from grpojax.sharding import use_mesh
+from grpojax.storage import Place
 from grpojax.task import Example
 from grpojax.tokenizer import decode_groups, load_tokenizer, stop_ids
 
 
 def sample_text(
-    source: Path,
+    source: Place,
     prompt: str,
     *,
     samples: int,

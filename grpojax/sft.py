@@ -6,12 +6,12 @@ Supervised learning is the policy gradient with the coefficient 1 for every toke
 """
 
 import contextlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from grpojax.checkpoint import close, open_checkpoints, restore, save
+from grpojax.checks import require_multiple
 from grpojax.config import Config, GRPOConfig
 from grpojax.console import Console
 from grpojax.data import make_demonstrations
@@ -22,14 +22,15 @@ from grpojax.lora import combine, split
 from grpojax.metrics import MetricsWriter, read_metrics
 from grpojax.optimizer import make_optimizer
 from grpojax.run import initial_params, open_run, start_run
-from grpojax.sharding import shard_batch, use_mesh
+from grpojax.sharding import row_parts, shard_batch, use_mesh
+from grpojax.storage import Place
 from grpojax.types import Completions, Evidence, GroupBatch, Params
 from grpojax.weigher import make_weigher
 
 NEGATIVE_LOGPS = "sampling/sampling_logp_difference/mean"  # |log π - 0|: the mean loss of a token
 
 
-def sft(config: Config, workdir: Path) -> int:
+def sft(config: Config, workdir: Place) -> int:
     """Trains on the task's demonstrations into `workdir`; an interrupted stage goes on.
 
     Returns:
@@ -40,6 +41,8 @@ def sft(config: Config, workdir: Path) -> int:
       ValueError: the config, or a file it names, is wrong; nothing was compiled.
     """
     run, stage = open_run(config, workdir), config.sft
+    what = "the mesh's data * fsdp * expert"
+    require_multiple("sft.examples_per_step", stage.examples_per_step, row_parts(run.mesh), what)
     demonstrations = make_demonstrations(
         run.task.splits["train"],
         run.tokenizer,

@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +16,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 
 from grpojax.chat import Chat
+from grpojax.storage import Place, place
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space in its pieces
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included; U+FFFD for broken UTF-8 and ids without text."""
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Place) -> None:
         """Writes into the existing `folder` what `load_tokenizer(folder)` reads back."""
 
 
@@ -56,9 +56,9 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return join_pieces(BYTE_PIECES, ids)
 
-    def save(self, folder: str | Path) -> None:
-        (Path(folder) / "tokenizer.bytes").write_text("UTF-8 bytes; EOS is 256, padding 257\n")
-        save_settings(Path(folder), self, {})
+    def save(self, folder: str | Place) -> None:
+        (place(folder) / "tokenizer.bytes").write_text("UTF-8 bytes; EOS is 256, padding 257\n")
+        save_settings(place(folder), self, {})
 
 
 class SentencePieceTokenizer:
@@ -104,9 +104,9 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return join_pieces(self._pieces, ids)
 
-    def save(self, folder: str | Path) -> None:
-        (Path(folder) / "tokenizer.model").write_bytes(self._processor.serialized_model_proto())
-        save_settings(Path(folder), self, {})
+    def save(self, folder: str | Place) -> None:
+        (place(folder) / "tokenizer.model").write_bytes(self._processor.serialized_model_proto())
+        save_settings(place(folder), self, {})
 
     def _piece(self, id: int) -> bytes:
         piece = self._processor.id_to_piece(id)
@@ -142,14 +142,15 @@ class HuggingFaceTokenizer:
             texts.append(UNKNOWN * len(run) if text is None else text)
         return "".join(texts)
 
-    def save(self, folder: str | Path) -> None:
-        self._tokenizer.save(str(Path(folder) / "tokenizer.json"))
+    def save(self, folder: str | Place) -> None:
+        text = self._tokenizer.to_str(pretty=True)
+        (place(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self._tokenizer.id_to_token(self.eos_ids[0]),
             "pad_token": self._tokenizer.id_to_token(self.pad_id),
         }
-        save_settings(Path(folder), self, settings)
+        save_settings(place(folder), self, settings)
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -164,7 +165,7 @@ def load_tokenizer(source: str) -> Tokenizer:
     """
     if source == "bytes":
         return ByteTokenizer()
-    path = Path(source).expanduser()
+    path = place(source).expanduser()
     if path.is_dir():
         names = ("tokenizer.json", "tokenizer.model", "tokenizer.bytes")
         path = next((path / name for name in names if (path / name).is_file()), path)
@@ -221,7 +222,7 @@ def join_pieces(pieces: Sequence[bytes], ids: Iterable[int]) -> str:
     return b"".join(known).decode("utf-8", "replace")
 
 
-def read_huggingface(path: Path) -> HuggingFaceTokenizer:
+def read_huggingface(path: Place) -> HuggingFaceTokenizer:
     text = path.read_text(encoding="utf-8")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -233,7 +234,7 @@ def read_huggingface(path: Path) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(tokenizer, eos_ids, (pad_ids or eos_ids)[0])
 
 
-def special_ids(tokenizer: tokenizers.Tokenizer, folder: Path, name: str) -> tuple[int, ...]:
+def special_ids(tokenizer: tokenizers.Tokenizer, folder: Place, name: str) -> tuple[int, ...]:
     """Ids of the tokens `name` ("eos" or "pad") as the JSON files in `folder` give them.
 
     The one that tokenizer_config.json names comes first, then those of the other two files.
@@ -250,7 +251,7 @@ def special_ids(tokenizer: tokenizers.Tokenizer, folder: Path, name: str) -> tup
     return tuple(dict.fromkeys(ids))
 
 
-def read_chat(folder: Path) -> Chat:
+def read_chat(folder: Place) -> Chat:
     """The chat template in `folder`, from its own file or from tokenizer_config.json."""
     config = read_json(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
@@ -262,7 +263,7 @@ def read_chat(folder: Path) -> Chat:
     return Chat(template, special)
 
 
-def save_settings(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+def save_settings(folder: Place, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
     """Writes what stands beside a tokenizer's file: special tokens, EOS ids, the chat template."""
     if settings := tokenizer.chat.special | settings:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -278,5 +279,5 @@ def text_of(token: str | dict[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

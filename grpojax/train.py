@@ -7,7 +7,6 @@ that is started again equals the run never killed.
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -39,6 +38,7 @@ from grpojax.run import Run, initial_params, open_run, start_run
 from grpojax.scoring import make_entropies, make_scorer
 from grpojax.sharding import shard_batch, use_mesh
 from grpojax.signals import stop_requested
+from grpojax.storage import Place, save_arrays
 from grpojax.summary import Laps, as_groups, batch_metrics, step_metrics
 from grpojax.types import Completions, GroupBatch, Params, TrainState
 from grpojax.weigher import make_weigher
@@ -158,7 +158,7 @@ def make_step(
 
 def train(
     config: Config,
-    workdir: Path,
+    workdir: Place,
     *,
     allow_config_change: bool = False,
     profile_steps: tuple[int, int] | None = None,
@@ -254,7 +254,7 @@ def train(
             if max(int(part.skipped) for part in (state, *trained_too)) >= MOST_REFUSED:
                 arrays = flat_arrays(batch)
                 if is_first():
-                    np.savez(workdir / "nonfinite_batch.npz", **arrays)
+                    save_arrays(workdir / "nonfinite_batch.npz", arrays)
                 console.say(
                     f"step {step}: {MOST_REFUSED} updates in a row were not finite; gave up"
                 )

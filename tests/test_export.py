@@ -68,6 +68,20 @@ def test_an_export_is_read_back_bit_for_bit(plain, tmp_path, capsys):
     assert (out / "tokenizer.bytes").exists()
 
 
+def test_a_run_of_a_pod_is_exported_on_a_cpu(plain, tmp_path, capsys):
+    """Another mesh than there are devices here, and products that a CPU has not."""
+    shutil.copytree(plain[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["mesh"] |= {"data": 4, "fsdp": 64, "tensor": 16}
+    about["config"]["model"]["compute_dtype"] = "bfloat16"
+    path.write_text(json.dumps(about))
+    for run, out in ((plain[0], "here"), (tmp_path / "run", "pod")):
+        assert main(["export", str(run), "--out", str(tmp_path / out)]) == 0, capsys.readouterr()
+    weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("here", "pod")]
+    assert weights[0] == weights[1]
+
+
 def test_a_cast_is_said_and_rounds_to_the_nearest(plain, tmp_path):
     workdir, config = plain
     said = export_run(workdir, tmp_path / "half", step=1, dtype="bfloat16", adapters=False)

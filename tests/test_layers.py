@@ -24,11 +24,11 @@ LEVELS = [
         "names",
         "task",
         "signals",
+        "storage",
         "manifest",
         "hosts",
     },
-    {"hosts"}
-    | {"attention", "cudnn", "splash", "kernels"}
+    {"attention", "cudnn", "splash", "kernels"}
     | {"rotary", "layers", "experts", "lora", "families", "sharding", "mesh"}
     | {"grpo", "advantages", "surrogates", "kl", "ppo", "coefficients"}
     | {"optimizer", "gradients", "roofline", "profiler", "work", "topology", "collectives"}
@@ -58,6 +58,7 @@ LEVELS = [
 ]
 # Files of one noun, split for length, see each other; so do the files of a folder.
 FAMILIES = [
+    {"checks", "storage", "manifest", "hosts"},
     {"sharding", "mesh", "layers", "experts"},
     {"model", "layout"},
     {"kernels", "cudnn", "splash"},
@@ -84,6 +85,8 @@ WALLS = {
     "optax": {"gradients", "optimizer"},
     "qwix": {"layers", "layout", "lora"},
     "orbax": {"checkpoint"},
+    "etils": {"storage"},
+    "fsspec": {"storage"},
     "tokenizers": {"tokenizer", "vocabulary"},
     "jinja2": {"chat"},
     "sentencepiece": {"tokenizer", "vocabulary"},

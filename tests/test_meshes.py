@@ -22,7 +22,7 @@ from test_learner import (  # noqa: F401
 )
 
 from grpojax.config import Config, MeshConfig
-from grpojax.mesh import check_mesh, make_mesh, mesh_notes
+from grpojax.mesh import check_mesh, make_mesh, mesh_at_hand, mesh_notes
 from grpojax.model import Policy, abstract_params
 from grpojax.sampling import make_sampler
 from grpojax.sharding import use_mesh
@@ -103,6 +103,25 @@ def test_what_does_not_divide_is_refused_with_the_nearest_size(mesh, model, said
     mesh, config = make_mesh(MeshConfig(**mesh)), config_of(model, prompts_per_step=16)
     with pytest.raises(ValueError, match=re.escape(said)):
         check_mesh(mesh, mesh, config)
+
+
+@pytest.mark.parametrize(
+    ("trained", "count", "read"),
+    [
+        ({}, 8, {"data": 8}),
+        ({"data": 1, "fsdp": 16, "tensor": 4}, 1, {"data": 1}),
+        ({"data": 1, "fsdp": 16, "tensor": 4}, 8, {"fsdp": 2, "tensor": 4}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 8, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"data": 1, "fsdp": 4, "expert": 8}, 4, {"expert": 4}),
+        ({"data": 1, "fsdp": -1, "tensor": 3}, 8, {"fsdp": 8}),
+        ({"data": 1, "fsdp": 2, "sampling": 2}, 8, {"data": 4, "fsdp": 2}),
+    ],
+)
+def test_a_run_is_read_on_other_devices_than_it_was_trained_on(trained, count, read):
+    mesh = make_mesh(mesh_at_hand(MeshConfig(**trained), count), jax.devices()[:count])
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == {
+        axis: size for axis, size in read.items() if size > 1
+    }
 
 
 def test_prompts_that_do_not_divide_are_refused_with_the_nearest_number():

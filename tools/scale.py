@@ -93,8 +93,7 @@ def point(
     topology = parse_topology(f"{kind}-{size}")
     device = device_of(topology)
     grpo = dataclasses.replace(config.grpo, prompts_per_step=prompts, microbatches=1)
-    sft = dataclasses.replace(config.sft, examples_per_step=prompts)
-    tried = dataclasses.replace(config, grpo=grpo, sft=sft)
+    tried = dataclasses.replace(config, grpo=grpo)
     found = [each for each in search(tried, topology.devices, device) if each.fits]
     if not found:
         return None
