@@ -1,9 +1,10 @@
-"""Many hosts: four processes, a lost first host, and the other commands on two."""
+"""Many hosts: four processes, a lost first host, a bucket, and the other commands on two."""
 
 import shutil
 
 import numpy as np
 import pytest
+from bucket_server import running_bucket
 from test_hosts import (
     CONFIG,
     HEARTBEAT,
@@ -15,6 +16,7 @@ from test_hosts import (
     train,
 )
 from test_resume import state_of
+from test_storage import copied
 
 from grpojax.run import read_config
 
@@ -80,3 +82,12 @@ def test_two_hosts_train_on_demonstrations_and_evaluate_as_one_does(folder):
         said[hosts] = [x.replace(f"sft_{hosts}", "") for x in lines if not x.startswith("[Gloo]")]
     assert_same_numbers(folder / "sft_2", folder / "sft_1")
     assert said[1] == said[2] and len(said[1]) > 2
+
+
+def test_two_hosts_with_a_bucket_make_the_run_of_one_on_disk(folder):
+    with running_bucket() as bucket:
+        there, about = train("gs://bucket/runs/there"), bucket.environment()
+        asked = together(folder, there, 2, **about, SIGNAL="1 10 SIGTERM")
+        assert codes(asked) == [75, 75]
+        assert codes(together(folder, there, 2, **about)) == [0, 0]
+        assert_same_run(copied(bucket, "runs/there", folder / "there"), folder / "alone")
