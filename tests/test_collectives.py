@@ -56,6 +56,32 @@ def test_a_permutation_and_an_exchange():
     assert moved == Moved(1, PART * (DEVICES - 1) // DEVICES)
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("(f32[4]{0}, f32[8]{0}) all-gather-start(f32[4]{0} %p)", "all-gather"),
+        ("(f32[8]{0}, f32[4]{0}) reduce-scatter-start(f32[8]{0} %p)", "reduce-scatter"),
+        ("(f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p)", "collective-permute"),
+    ],
+)
+def test_what_is_begun_holds_what_is_sent_beside_what_is_received(line, kind):
+    text = f"ENTRY %main (p: f32[4]) -> f32[8] {{\n  %s = {line}, replica_groups={{{{0,1}}}}\n}}"
+    assert traffic_of(text).once == {kind: Moved(1, 16)}
+
+
+def test_a_sum_of_which_each_keeps_its_part_is_a_scattered_one():
+    """As XLA fuses it for TPUs."""
+    text = """
+%all-reduce-scatter.1 (a: f32[8]) -> f32[4] {
+  %r = f32[8]{0} all-reduce(%a), replica_groups={{0,1}}, to_apply=%add
+  ROOT %d = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+ENTRY %main (p: f32[8]) -> f32[4] {
+  ROOT %f = f32[4]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}"""
+    assert traffic_of(text).once == {"reduce-scatter": Moved(1, 16)}
+
+
 def test_a_loop_of_known_length_counts_its_turns():
     def scan(x):
         return jax.lax.scan(lambda x, _: (gather(x), None), x, length=5)[0]

@@ -4,10 +4,19 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from grpojax.config import Config, GRPOConfig, MeshConfig, ModelConfig, SamplingConfig
-from grpojax.forecast import Device, boxed_params, forecast, parameters_each, state_bytes
+from grpojax.forecast import (
+    Device,
+    boxed_params,
+    decoding,
+    forecast,
+    parameters_each,
+    state_bytes,
+    weights_used,
+)
 from grpojax.learner import abstract_state
 from grpojax.mesh import make_mesh
 from grpojax.model import Policy, abstract_params
@@ -15,6 +24,7 @@ from grpojax.optimizer import make_optimizer
 from grpojax.programs import abstract_arguments, each_bytes, held_bytes
 from grpojax.roofline import Roofline
 from grpojax.sharding import STORED, USED
+from grpojax.work import Lengths
 
 MODEL = ModelConfig(
     vocab_size=64,
@@ -106,6 +116,39 @@ def test_an_update_receives_gradients_of_every_part():
     told = forecast(config_of(microbatches=2), split)
     slices = 1  # all four members of a group are one
     assert told.phases["update"].received == 2 * (1 + slices) * 2 * (weights * 7 // 8)
+
+
+def test_devices_along_tensor_receive_two_sums_a_layer_and_pass_and_the_logits():
+    """A sum goes around twice: of two devices each receives it once. Parameters stay apart."""
+    tokens = 16 * (16 + 4 * 32)
+    a_pass = 2 * 2 * tokens * 32 * 4
+    told = forecast(config_of(beta=0.1), sizes_of(1, 1, 1, 2)).phases
+    assert told["reference"].received == a_pass
+    assert told["sample"].received == a_pass + 32 * (16 * 4 * 64 * 4) // 4
+    assert told["update"].received == 3 * a_pass
+    again = forecast(config_of(dataclasses.replace(MODEL, remat=True)), sizes_of(1, 1, 1, 2))
+    assert again.phases["update"].received == 4 * a_pass
+
+
+def test_devices_along_expert_receive_tokens_and_no_experts():
+    """The tokens of three others, and what became of its own from them, in each layer."""
+    used = parameters_each(MIXTURE, sizes_of(1, 1, 4, 1), USED)
+    tokens, plain = 4 * (16 + 4 * 32), (used.all - used.experts) * 4
+    told = forecast(config_of(MIXTURE, beta=0.1), sizes_of(1, 1, 4, 1)).phases["reference"]
+    assert told.received == 2 * (plain * 3 // 4) + 2 * 3 * 2 * tokens * 32 * 4
+
+
+def test_heads_that_do_not_divide_are_computed_and_their_cache_read_by_all():
+    odd = dataclasses.replace(MODEL, num_heads=9, num_kv_heads=3)
+    alone, split = sizes_of(1, 1, 1, 1), sizes_of(1, 1, 1, 2)
+    one, two = (
+        forecast(config_of(odd), sizes).phases["update"].work.flops for sizes in (alone, split)
+    )
+    assert one / 2 < two < one
+    lengths = Lengths(np.full(16, 16), np.full((16, 4), 32))
+    weights = [weights_used(odd, sizes) for sizes in (alone, split)]
+    read = [decoding(odd, lengths, sizes).bytes for sizes in (alone, split)]
+    assert read[0] - read[1] == 32 * (weights[0] - weights[1])
 
 
 def test_devices_share_the_work_of_a_batch():

@@ -13,7 +13,17 @@ from grpojax.models import qwen2p5_7b, qwen3_30b_a3b
 from grpojax.plan import device_of
 from grpojax.roofline import Roofline
 from grpojax.run import open_run, start_run
-from grpojax.search import device_at_hand, meshes, part_counts, search, with_mesh
+from grpojax.search import (
+    MOST_TENSOR,
+    Candidate,
+    device_at_hand,
+    meshes,
+    order,
+    part_counts,
+    search,
+    with_mesh,
+)
+from grpojax.sharding import AXES
 from grpojax.topology import parse_topology
 from tests.test_forecast import config_of
 
@@ -41,6 +51,7 @@ def test_meshes_are_all_ways_to_multiply_to_the_devices(devices):
         if a * b * c * d == devices
     ]
     assert set(found) == set(whole)
+    assert max(sizes["tensor"] for sizes in meshes(128)) == MOST_TENSOR
 
 
 def test_microbatches_leave_each_device_whole_prompts():
@@ -70,6 +81,16 @@ def test_what_fits_comes_first_and_then_the_quickest():
     assert all(each.sizes["fsdp"] * each.sizes["tensor"] >= 8 for each in found if each.fits)
 
 
+def test_of_meshes_as_quick_the_plainest_is_first():
+    told = forecast(config_of(), {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1})
+    found = [
+        Candidate(config_of(microbatches=parts), dict(zip(AXES, sizes)), told, 1.0, True)
+        for sizes in ((8, 1, 1, 1), (2, 4, 1, 1), (4, 1, 1, 2))
+        for parts in (1, 2)
+    ]
+    assert sorted(reversed(found), key=order) == found
+
+
 def test_more_memory_lets_more_fit():
     v5e, v5p = parse_topology("v5e-8"), parse_topology("v5p-16")
     few, many = (
@@ -79,7 +100,13 @@ def test_more_memory_lets_more_fit():
     assert few == 0 < many
 
 
-def test_experts_are_not_gathered_where_there_are_enough_devices():
+def test_devices_that_only_sample_divide_by_the_axes_that_they_share():
+    config = dataclasses.replace(config_of(), mesh=MeshConfig(sampling=2))
+    found = search(config, 4, ROOMY)
+    assert {each.sizes["tensor"] for each in found} == {1, 2}
+
+
+def test_experts_are_split_where_there_are_many():
     v5p = parse_topology("v5p-64")
     config = large(qwen3_30b_a3b(), microbatches=2)
     best = search(config, v5p.devices, device_of(v5p), microbatches=False)[0]
