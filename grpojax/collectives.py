@@ -120,7 +120,7 @@ def parse(text: str) -> Program:
             name = header[2]
             lines[name] = []
             entry = name if header[1] else entry
-        elif name and line.startswith("}"):
+        elif name and line.rstrip() == "}":  # not of a kernel's settings, which have lines too
             name = ""
         elif name and " = " in line:
             lines[name].append(line)

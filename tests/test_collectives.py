@@ -82,6 +82,19 @@ ENTRY %main (p: f32[8]) -> f32[4] {
     assert traffic_of(text).once == {"reduce-scatter": Moved(1, 16)}
 
 
+def test_what_stands_after_a_kernel_counts():
+    """Its settings are of several lines, of which one begins as the end of a computation does."""
+    text = """
+ENTRY %main (p: f32[4]) -> f32[8] {
+  %k = f32[4]{0} custom-call(%p), custom_call_target="kernel", frontend_attributes={kernel={
+"xprof_metadata":"{}"
+}}, metadata={op_name="splash"}
+  ROOT %g = f32[8]{0} all-gather(%k), replica_groups={{0,1}}, dimensions={0}
+}
+"""
+    assert traffic_of(text).once == {"all-gather": Moved(1, 16)}
+
+
 def test_a_loop_of_known_length_counts_its_turns():
     def scan(x):
         return jax.lax.scan(lambda x, _: (gather(x), None), x, length=5)[0]
