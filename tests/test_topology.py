@@ -3,6 +3,7 @@
 import pytest
 
 from grpojax.topology import CHIPS, parse_topology
+from tools.tpu.slices import GENERATIONS, slice_of
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,17 @@ def test_chips_are_as_published():
     assert (tpu7x.hbm, tpu7x.roofline.flops) == (96 * 2**30, 2307e12 / 2)
     for chip in CHIPS.values():
         assert chip.cores % chip.devices == 0
+
+
+def test_the_launcher_means_the_same_by_a_name():
+    """It has a table of its own, since it runs where jax is not."""
+    compared = 0
+    for prefix, generation in GENERATIONS.items():
+        sizes = [2**i for i in range(2, generation.largest.bit_length())]
+        for chips in sizes:
+            name = f"{prefix}-{chips * (generation.cores if generation.counts_cores else 1)}"
+            asked, planned = slice_of(name), parse_topology(name)
+            assert parse_topology(asked.topology) == planned
+            assert (asked.chips, asked.hosts) == (planned.chips, planned.hosts)
+            compared += 1
+    assert compared > 40
