@@ -37,12 +37,12 @@ MIXTURE = dataclasses.replace(MODEL, num_experts=16, experts_per_token=2)
 SLICE = "v5e-8"
 
 
-def config_of(model, mesh, **grpo):
+def config_of(model, mesh, completion_length):
     return Config(
         model=model,
         mesh=mesh,
-        grpo=GRPOConfig(**{"prompts_per_step": 32, "group_size": 8, "beta": 0.01} | grpo),
-        sampling=SamplingConfig(prompt_length=128, completion_length=2048),
+        grpo=GRPOConfig(prompts_per_step=32, group_size=8, beta=0.01),
+        sampling=SamplingConfig(prompt_length=128, completion_length=completion_length),
     )
 
 
@@ -56,7 +56,7 @@ def programs_of(config):
 
 @pytest.fixture(scope="module")
 def dense():
-    config = config_of(MODEL, MeshConfig(data=2, fsdp=2, tensor=2))
+    config = config_of(MODEL, MeshConfig(data=2, fsdp=2, tensor=2), 2048)
     return config, *programs_of(config)
 
 
@@ -81,7 +81,7 @@ def test_the_update_takes_the_place_of_the_whole_state(dense):
 
 
 def test_the_cache_is_written_where_it_lies(dense):
-    """While it is grown there are the whole and a quarter of it, and never two."""
+    """While it grows, part of the old one is beside the new one, and never all of it."""
     config, policy, mesh, programs = dense
     grpo, rows = config.grpo, config.grpo.prompts_per_step // 4
     columns = config.sampling.completion_length
@@ -89,9 +89,9 @@ def test_the_cache_is_written_where_it_lies(dense):
     cache = cache // 2 * MODEL.head_dim * 2 * 2  # over tensor; keys and values, of 2 bytes
     weights = 2 * parameters_each(policy.config, dict(mesh.shape), USED).all
     memory = programs["sample"].memory_analysis()
-    beside = memory.temp_size_in_bytes - weights
-    say(f"sampler: temporaries beside the weights are {beside / cache:.2f} of a cache of {cache}")
-    assert cache <= beside < 1.75 * cache
+    beside = memory.peak_memory_in_bytes - memory.argument_size_in_bytes - weights
+    say(f"sampler: beside the weights there are {beside / cache:.2f} of a cache of {cache} bytes")
+    assert cache <= beside < 2 * cache
 
 
 @pytest.mark.parametrize("name", ["sample", "reference", "update"])
@@ -111,7 +111,8 @@ def test_no_experts_are_gathered(name, mixture):
 
 @pytest.fixture(scope="module")
 def mixture():
-    return programs_of(config_of(MIXTURE, MeshConfig(data=1, fsdp=2, expert=4)))[2]
+    # Not long: libtpu takes minutes over a sort of many assignments.
+    return programs_of(config_of(MIXTURE, MeshConfig(data=1, fsdp=2, expert=4), 128))[2]
 
 
 def test_the_smallest_table_is_the_one_in_the_docs():
