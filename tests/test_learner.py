@@ -195,7 +195,7 @@ def test_at_the_first_update_nothing_is_clipped_and_the_kl_is_zero(
     ref_logps = scorer(start_params, batch.prompts, *ids_of(batch))
     first = batch.replace(old_logps=None, ref_logps=ref_logps)
     _, metrics = run([first], reference="initial")
-    assert metrics["kl"] == 0
+    assert 0 <= metrics["kl"] < 1e-12  # two programs: the square of a rounding below 1e-6
     assert metrics["clip_ratio/region_mean"] == 0
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-5
     value = -(batch.weights * batch.advantages).sum()
