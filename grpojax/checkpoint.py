@@ -92,7 +92,7 @@ def save(manager: Checkpoints, step: int, state: State, accuracy: float | None) 
     # On CPU Orbax holds views of the arrays: JAX reuses no donated buffer that has a view.
     try:
         manager.writer.save(unfinished, args=ocp.args.PyTreeSave(_by_name(state)))
-    except Exception as error:  # such as a bucket's, none of which is an OSError
+    except Exception as error:  # a bucket's come from many libraries
         raise _not_saved(path, error) from error
     manager.pending = manager.thread.submit(_finish, manager, unfinished, path, accuracy)
 

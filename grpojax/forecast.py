@@ -205,8 +205,7 @@ def memory(config: Config, sizes: Mapping[str, int], rows: int, part: int) -> di
     prompts = sampling.prompt_length * token
     drawn = rows * grpo.group_size * sampling.completion_length * token
     logits = rows * grpo.group_size * model.vocab_size // tensor * LOGIT
-    # While the cache grows, part of the old one is beside the new one: the compiled programs of
-    # docs/pods.md hold from 1.45 to 1.96 times what is drawn, and 2.6 on v5e-64 with tensor=4.
+    # While the cache grows, part of the old one is beside the new one; taken to be half of it.
     sample = weights_used(model, sizes) + rows * prompts + drawn * 3 // 2 + logits
 
     kept, used = (parameters_each(model, sizes, rules) for rules in (STORED, USED))

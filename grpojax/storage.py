@@ -43,7 +43,7 @@ def place(name: str | Place) -> Place:
     import fsspec
 
     # Other hosts write there too: every listing is asked for anew.
-    fsspec.config.conf["gcs"] = {"use_listings_cache": False}
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)
 
 
