@@ -19,7 +19,7 @@ test-long: .venv/installed-dev
 
 # Needs `pip install '.[plan]'`: compiles for TPUs without having one.
 test-plan: .venv/installed-dev
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv/bin/pytest -o addopts="" -s tests/pods
+	.venv/bin/pytest -o addopts="" -s tests/pods
 
 # Both need `pip install '.[baselines]'`; the second also `grpojax import smollm2-135m`.
 test-peers: .venv/installed-dev

@@ -10,12 +10,6 @@ receives in all collectives. Nothing is run; compiling takes minutes.
 Result (2026-11-29): of long prompts they do not; LOG.md has the numbers.
 """
 
-import os
-
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-
 import jax
 import jax.numpy as jnp
 

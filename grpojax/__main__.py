@@ -153,10 +153,6 @@ def sft(args: list[str]) -> int:
 
 
 def plan(args: list[str]) -> int:
-    # Read when jax starts: libtpu asks no TPU host who it is, and nothing runs but on the CPU.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is held, so others may plan too
-    os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
     arguments = parse_with_config(PlanArguments, "plan", args)
     from grpojax.blueprint import describe_plan, describe_search
     from grpojax.plan import make_plan, make_plans

@@ -49,17 +49,19 @@ def describe_plan(plan: Plan) -> str:
         lines.append(f"{name:11} {'; '.join(said) or 'nothing'}")
     lines += [
         "",
-        "calculated   FLOPs    HBM bytes   received     seconds   (every length its longest)",
+        "calculated     FLOPs   HBM bytes    received    forecast     seconds",
     ]
     for name in plan.programs:
-        work = plan.forecast.phases[name].work
+        phase = plan.forecast.phases[name]
         got, _ = plan.received(name)
-        cells = (rate(work.flops, "F"), rate(work.bytes, "B"), rate(got, "B"))
+        cells = rate(phase.work.flops, "F"), rate(phase.work.bytes, "B")
+        cells += rate(got, "B"), rate(phase.received, "B")
         cells = "".join(f"{cell:>12}" for cell in cells)
         lines.append(f"{name:8}{cells}{plan.seconds(name):>12.3g}")
     completions = grpo.prompts_per_step * grpo.group_size * sampling.completion_length
     lines.append(
-        f"a step      {plan.step_seconds:.3g} s at the roofline, which no program reaches: "
+        f"a step      {plan.step_seconds:.3g} s, with completions at their longest, at the "
+        "roofline, which no program reaches: "
         f"{completions / plan.step_seconds:,.0f} completion tokens/s; {config.steps} steps "
         f"{plan.chip_hours:.3g} chip-hours"
     )

@@ -10,6 +10,7 @@ chips). Figures are published ones:
 
 import importlib.util
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ from grpojax.names import nearest
 from grpojax.roofline import PUBLISHED, Roofline
 
 GIB = 2**30
+# So that libtpu asks no TPU host who it is. No TPU is held, so others may plan on this machine too.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def shape_of(kind: str, chip: Chip, size: int) -> tuple[int, ...]:
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The devices of a slice, to compile for and not to run on.
+    """The devices of a slice, to compile for and not to run on; the process then uses no other TPU.
 
     Raises:
       ValueError: libtpu is not installed, or does not know the slice.
@@ -179,6 +187,8 @@ def devices_of(topology: Topology) -> list[Any]:
         "a plan needs libtpu, which compiles for TPUs without having one: "
         "pip install 'grpojax[plan]'",
     )
+    os.environ.update(ALONE)
+    jax.config.update("jax_platforms", "cpu")
     shape = "x".join(map(str, topology.shape))
     options: dict[str, Any] = {}
     if topology.chip.torus == 2 and topology.hosts == 1:

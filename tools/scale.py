@@ -13,13 +13,8 @@ for each phase. Nothing is measured: rates of chips and links are the published 
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 from pathlib import Path
-
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
 
 import matplotlib
 
