@@ -75,7 +75,7 @@ def describe_roofline(roofline: Roofline) -> str:
     return f"{rate(roofline.flops, 'FLOP/s')}, {rate(roofline.bytes, 'B/s')}, {source}"
 
 
-def rate(value: float, unit: str) -> str:
+def rate(value: int | float, unit: str) -> str:
     """`value` with three digits and a decimal prefix: 2.5e9 is "2.5 GFLOP/s"."""
     for prefix in ("", "k", "M", "G"):
         if value < 999.5:
