@@ -2,7 +2,7 @@
 
 Bytes are those that a device receives: of n devices, (n - 1) / n of what an all-gather, a
 reduce-scatter or an all-to-all makes or takes whole, twice that of an all-reduce, all of a permute.
-A loop whose number of turns stands in its condition counts that often. A loop that ends when its
+A loop whose number of turns stands in the text counts that often. A loop that ends when its
 data say so is one over tokens, and what is in it is of a token; where loops follow each other, of
 the one that moves most; what stands in a loop around such loops is of a change of shape. Of
 branches the one that moves most counts.
@@ -77,17 +77,18 @@ def traffic_of(text: str) -> Traffic:
         if kind in KINDS:
             return Traffic(collective(kind, line, operation.start(), inside), {}, {})
         if kind == "while":
-            condition, body = (
-                re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body")
-            )
-            turns = turns_of(line, program.lines.get(condition, []))
-            return repeated(of(body), turns, loops_inside(body))
+            body = called(line, "body")
+            return repeated(of(body), turns(inside, line), loops_inside(body))
         if kind == "conditional":
             names = []
             for several, one in BRANCHES.findall(line):
                 names += [one] if one else re.findall(r"%?([\w.\-]+)", several)
             return max(map(of, names), key=lambda x: x.total(1, 1).bytes, default=NOTHING)
         return in_turn(of(name) for name in CALLED.findall(line))
+
+    def turns(inside: str, line: str) -> int | None:
+        condition, body = (called(line, part) for part in ("condition", "body"))
+        return turns_of(line, *(program.lines.get(name, []) for name in (inside, condition, body)))
 
     def loops_inside(name: str) -> bool:
         """Whether a computation holds a loop over tokens."""
@@ -98,10 +99,8 @@ def traffic_of(text: str) -> Traffic:
             inner = re.findall(r"(?:body|to_apply)=%?([\w.\-]+)", line)
             for several, one in BRANCHES.findall(line):
                 inner += [one] if one else re.findall(r"%?([\w.\-]+)", several)
-            if operation[1] == "while":
-                condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
-                if turns_of(line, program.lines.get(condition, [])) is None:
-                    return True
+            if operation[1] == "while" and turns(name, line) is None:
+                return True
             if any(map(loops_inside, inner)):
                 return True
         return False
@@ -149,20 +148,66 @@ def repeated(body: Traffic, turns: int | None, loops: bool) -> Traffic:
     return Traffic({}, body.once, {})
 
 
-def turns_of(line: str, condition: list[str]) -> int | None:
+def turns_of(line: str, inside: list[str], condition: list[str], body: list[str]) -> int | None:
     """How often a loop runs, if the program says so: as XLA found, or as its condition compares a
-    count from 0 with a constant."""
+    count with a constant. It is taken to begin at 0 and to grow by 1 unless `inside`, where the
+    loop stands, and its `body` say otherwise."""
     if known := re.search(r"known_trip_count[^\d}]*(\d+)", line):
         return int(known[1])
-    text = "\n".join(condition)
-    constants = dict(re.findall(r"%?([\w.\-]+) = s32\[\][^ ]* constant\((\d+)\)", text))
-    last = [line for line in condition if line.lstrip().startswith("ROOT")]
-    compared = last and re.search(r" compare\(([^)]*)\), direction=LT", last[0])
-    if not compared:
+    given = operands(definition(operands(line)[0], inside))
+    made = [definition(name, body) for name in operands(root_of(body))]
+
+    def constant(name: str, lines: list[str]) -> int | None:
+        """The constant that `name` is in the loop, which may be given it and leave it as it is."""
+        found = definition(name, lines)
+        if number := re.search(r"\sconstant\((\d+)\)", found):
+            return int(number[1])
+        at = element_of(found)
+        kept = at is not None and at < len(made) and element_of(made[at]) == at
+        return constant(given[at], inside) if kept and lines is not inside else None
+
+    last = root_of(condition)
+    if " compare(" not in last or "direction=LT" not in last:
         return None
-    left, right = (name.split("%")[-1].split()[-1] for name in compared[1].split(","))
-    is_count = re.search(rf"%?{re.escape(left)} = s32\[\][^ ]* get-tuple-element\(", text)
-    return int(constants[right]) if is_count and right in constants else None
+    count, end = operands(last)
+    at, bound = element_of(definition(count, condition)), constant(end, condition)
+    if at is None or bound is None:
+        return None
+    start = constant(given[at], inside) if at < len(given) else None
+    grown = made[at] if at < len(made) and " add(" in made[at] else ""
+    steps = [step for name in operands(grown) if (step := constant(name, body))]
+    return math.ceil((bound - (start or 0)) / (steps or [1])[0])
+
+
+def root_of(lines: list[str]) -> str:
+    """The line that a computation comes to."""
+    return next((line for line in lines if line.lstrip().startswith("ROOT")), "")
+
+
+def called(line: str, part: str) -> str:
+    """The computation that a loop has for its `part`."""
+    return re.search(rf"{part}=%?([\w.\-]+)", line)[1]
+
+
+def definition(name: str, lines: list[str]) -> str:
+    """The line that says what `name` is; empty where it is given from outside."""
+    start = re.compile(rf"\s*(?:ROOT )?%?{re.escape(name)} = ")
+    return next((line for line in lines if start.match(line)), "")
+
+
+def operands(line: str) -> list[str]:
+    """The names that an instruction is given."""
+    operation = OPERATION.search(line)
+    if operation is None:
+        return []
+    inner = line[operation.end() : line.find(")", operation.end())]
+    return [name.split("%")[-1].split()[-1] for name in inner.split(",") if name.strip()]
+
+
+def element_of(line: str) -> int | None:
+    """Which element of a tuple an instruction takes, if that is what it does."""
+    found = re.search(r" get-tuple-element\([^)]*\), index=(\d+)", line)
+    return int(found[1]) if found else None
 
 
 def collective(kind: str, line: str, end: int, inside: str) -> Kinds:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from grpojax.collectives import Moved, group_size, traffic_of, turns_of
+from grpojax.collectives import Moved, group_size, traffic_of
 
 DEVICES = 8
 SIZE = 1024  # float32 numbers of a device
@@ -163,13 +163,66 @@ def test_groups_are_read_as_xla_writes_them(said, devices):
     assert group_size(f"  %x = f32[4] all-gather(%y), {said}") == devices
 
 
-def test_the_turns_of_a_loop_stand_in_its_condition_where_xla_does_not_say_them():
-    """As a TPU's compiler leaves it; a comparison of two values says nothing."""
-    condition = [
-        "  %c = s32[]{:T(128)} constant(86), metadata={}",
-        "  %p = (s32[]{:T(128)}, f32[4]) parameter(0)",
-        "  %at = s32[]{:T(128)} get-tuple-element(%p), index=0",
-        "  ROOT %lt = pred[]{:T(512)} compare(%at, %c), direction=LT, metadata={}",
-    ]
-    assert turns_of("  %w = (s32[]) while(%t), condition=%a, body=%b", condition) == 86
-    assert turns_of("  %w = (s32[]) while(%t), condition=%a, body=%b", condition[1:]) is None
+LOOP = """
+%turn (p: (f32[4], u32[], u32[])) -> (f32[4], u32[], u32[]) {
+  %p = (f32[4]{0}, u32[]{:T(128)}, /*index=2*/u32[]{:T(128)}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=0
+  %y = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %at = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %by = u32[]{:T(128)} STEP
+  %next = u32[]{:T(128)S(6)} add(%at, %by), metadata={}
+  %same = u32[]{:T(128)} get-tuple-element(%p), index=2
+  ROOT %t = (f32[4]{0}, u32[], /*index=2*/u32[]{:T(128)}) tuple(%y, %next, /*index=2*/%same)
+}
+%until (q: (f32[4], u32[], u32[])) -> pred[] {
+  %q = (f32[4]{0}, u32[]{:T(128)}, /*index=2*/u32[]{:T(128)}) parameter(0)
+  %end = u32[]{:T(128)} END
+  %count = u32[]{:T(128)} get-tuple-element(%q), index=1, metadata={}
+  ROOT %lt = pred[]{:T(512)} compare(%count, %end), direction=LT, metadata={}
+}
+ENTRY %main (a: f32[4], b: u32[]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %b = u32[]{:T(128)} parameter(1)
+  %begin = u32[]{:T(128)} constant(3)
+  %seven = u32[]{:T(128)} constant(7)
+  %other = u32[]{:T(128)} get-tuple-element(%a), index=2
+  %g = (f32[4]{0}, u32[]{:T(128)}, /*index=2*/u32[]{:T(128)}) tuple(%a, START, /*index=2*/OTHER)
+  %w = (f32[4]{0}, u32[], u32[]) while(%g), condition=%until, body=%turn
+  ROOT %r = f32[4]{0} get-tuple-element(%w), index=0
+}"""
+GIVEN = "get-tuple-element(%p), index=2"
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "end", "other", "turns"),
+    [
+        ("%b", "get-tuple-element(%a), index=0", "constant(86)", "%b", 86),  # as a scan's: 0 by 1
+        ("%begin", "constant(1)", "constant(86)", "%b", 83),
+        ("%b", "constant(2)", "constant(9)", "%b", 5),
+        ("%other", "constant(2)", "constant(9)", "%seven", 5),
+        ("%begin", GIVEN, "constant(18)", "%seven", 3),  # 3, 10, 17
+        ("%begin", "constant(2)", "get-tuple-element(%q), index=2", "%seven", 2),  # 3, 5
+        ("%begin", "constant(2)", "get-tuple-element(%q), index=2", "%b", None),
+    ],
+)
+def test_the_turns_of_a_loop_stand_in_the_text_where_xla_does_not_say_them(
+    start, step, end, other, turns
+):
+    """As a TPU's compiler leaves a product in windows; an end that is data says nothing."""
+    text = LOOP.replace("START", start).replace("STEP", step)
+    found = traffic_of(text.replace("END", end).replace("OTHER", other))
+    once, token = found.once, found.token
+    assert (token if turns is None else once) == {
+        "collective-permute": Moved(turns or 1, (turns or 1) * 16)
+    }
+    assert not (once if turns is None else token)
+
+
+def test_an_end_that_the_loop_moves_says_nothing():
+    text = LOOP.replace("START", "%begin").replace("STEP", "constant(2)")
+    text = text.replace("END", "get-tuple-element(%q), index=2").replace("OTHER", "%seven")
+    assert traffic_of(text).once["collective-permute"].count == 2
+    text = text.replace(
+        "%same = u32[]{:T(128)} get-tuple-element(%p), index=2", "%same = u32[] f()"
+    )
+    assert traffic_of(text).once == {}
