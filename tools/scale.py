@@ -2,12 +2,12 @@
 
     pip install '.[plan]'
     python tools/scale.py configs/math_qwen2p5_7b_lora.py --kind v5p --anchor v5p-16 \\
-        --model.lora-rank 0 --sampling.prompt-length 1024 --sampling.completion-length 4096
+        --mesh.data 1 --mesh.fsdp 8 --model.lora-rank 0
 
 For each number of chips the quickest mesh that is forecast to fit is taken (`grpojax.search`), once
 with a batch that grows with the chips and once with a fixed one. What a device receives is the
-forecast's times what the programs compiled for the anchor receive over what is forecast of them,
-for each phase. Nothing is measured: rates of chips and links are the published ones.
+forecast's times what the config's own programs, compiled for the anchor, receive over what is
+forecast of them, for each phase. Nothing is measured: rates of chips and links are published ones.
 """
 
 import argparse
@@ -65,8 +65,7 @@ def main(argv: list[str]) -> None:
 
 def anchored(config: Config, topology: Topology) -> dict[str, float]:
     """By phase, what compiled programs receive over what is forecast of them."""
-    best = search(config, topology.devices, device_of(topology))[0]
-    plan = make_plan(best.config, topology, functools.partial(print, file=sys.stderr))
+    plan = make_plan(config, topology, functools.partial(print, file=sys.stderr))
     ratios = {}
     for name, phase in plan.forecast.phases.items():
         moved, _ = plan.received(name)
