@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from grpojax.arguments import PlanArguments, parse_with_config
 from grpojax.config import Config
@@ -137,6 +138,8 @@ def plot(curves: dict[str, list], config: Config, kind: str, out: Path) -> None:
     for axes, label in ((left, "seconds a step"), (right, "chip-seconds a prompt")):
         axes.set(xscale="log", yscale="log", xlabel=f"{kind} chips", ylabel=label)
         axes.set_xticks(CHIP_COUNTS, [f"{count:,}" for count in CHIP_COUNTS], rotation=45)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
