@@ -7,7 +7,7 @@ compiles the update of a small model for a v5e-8 that is not here (fsdp 2, tenso
 prompts and with long completions, whole and split, and prints a device's peak of memory and what it
 receives in all collectives. Nothing is run; compiling takes minutes.
 
-Result (2026-11-29): they do not, of neither; LOG.md has the numbers.
+Result (2026-11-29): neither pays; LOG.md has the numbers.
 """
 
 import jax
