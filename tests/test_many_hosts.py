@@ -12,6 +12,7 @@ from test_hosts import (
     STEPS,
     assert_same_numbers,
     codes,
+    own_lines,
     together,
     train,
 )
@@ -78,8 +79,7 @@ def test_two_hosts_train_on_demonstrations_and_evaluate_as_one_does(folder):
         asked = ["evaluate", f"sft_{hosts}", "--examples", "5", "--samples", "2"]
         ended = together(folder, asked, hosts)
         assert codes(ended) == [0] * hosts
-        lines = ended[0][1].splitlines()
-        said[hosts] = [x.replace(f"sft_{hosts}", "") for x in lines if not x.startswith("[Gloo]")]
+        said[hosts] = [x.replace(f"sft_{hosts}", "") for x in own_lines(ended[0][1])]
     assert_same_numbers(folder / "sft_2", folder / "sft_1")
     assert said[1] == said[2] and len(said[1]) > 2
 
