@@ -9,7 +9,7 @@ is a function of seed, stream, step, example, member of the group and position a
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from grpojax.drawing import draw, truncate
 from grpojax.layout import for_decoding, in_compute_dtype
 from grpojax.model import Policy
-from grpojax.sharding import by_rows, constrain
+from grpojax.sharding import by_rows, constrain, on_each_device, split_among
 from grpojax.slices import take_members
 from grpojax.types import KV, Completions, Params, Prefix, Prompts
 
@@ -116,7 +116,7 @@ def make_sampler(
         rows: Rows, token: Int[Array, "B W"], t: Int[Array, ""] | int
     ) -> Bool[Array, "B W"]:
         """Which of the rows that chose `token` at t choose another."""
-        return rows.live & ~jnp.isin(token, stops) & (t + 1 < rows.most)
+        return by_rows(rows.live & ~jnp.isin(token, stops) & (t + 1 < rows.most))
 
     def fitting(shapes: list[Shape], t: Int[Array, ""], live: Bool[Array, "B W"]) -> Array:
         """Which shapes have a column for token t - 1 and a row for all that live."""
@@ -146,13 +146,13 @@ def make_sampler(
             fits = fitting(shapes, carry[0], carry[1].live)
             return carry[1].live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
 
-        members = jnp.argsort(~rows.live, axis=-1, stable=True)[:, :width]
-        few = with_cache(take(rows, members, columns), lambda x: constrain(x, IN_GROUPS))
+        members = jnp.argsort(by_rows(~rows.live), axis=-1, stable=True)[:, :width]
+        few = take(rows, members, columns)
         # In the loop all completions lie along one axis, as attention reads them.
         few = with_cache(few, lambda x: constrain(x.reshape(-1, *x.shape[2:]), IN_LOOP))
         t, few = jax.lax.while_loop(still_first, step, (t, few))
         few = with_cache(few, lambda x: x.reshape(*members.shape, *x.shape[1:]))
-        return t, with_cache(put(rows, members, few), lambda x: constrain(x, IN_GROUPS))
+        return t, put(rows, members, few)
 
     def decode_in(shapes: list[Shape], leaves: Params, prefix: Prefix, t: Array, rows: Rows):
         """As many tokens as fit some of these shapes, always in the first that fits."""
@@ -265,19 +265,37 @@ def take(rows: Rows, members: Int[Array, "B W"], columns: int) -> Rows:
     rows = rows._replace(cache=tuple(cache))
     if members.shape == rows.last.shape:
         return rows
-    return jax.tree.map(lambda x: take_members(x, members), rows)
+
+    def some(tree: Any, members: Int[Array, "B W"]) -> Any:
+        return jax.tree.map(lambda x: take_members(x, members), tree)
+
+    cache = by_heads(some, rows.cache, members)
+    return some(rows._replace(cache=()), members)._replace(cache=cache)
 
 
 def put(into: Rows, members: Int[Array, "B W"], rows: Rows) -> Rows:
     """`into` with what `take` took of it, as it is now."""
 
-    def one(into: Array, x: Array) -> Array:  # x [B, W, ...], shorter than `into` in some axis
-        if members.shape == into.shape[:2]:
-            return jax.lax.dynamic_update_slice(into, x, (0,) * into.ndim)
-        begin = tuple(slice(0, size) for size in x.shape[2:])
-        return jax.vmap(lambda into, at, x: into.at[(at, *begin)].set(x))(into, members, x)
+    def back(into: Any, members: Int[Array, "B W"], rows: Any) -> Any:
+        def one(into: Array, x: Array) -> Array:  # x [B, W, ...], shorter than `into` in some axis
+            if members.shape == into.shape[:2]:
+                return jax.lax.dynamic_update_slice(into, x, (0,) * into.ndim)
+            begin = tuple(slice(0, size) for size in x.shape[2:])
+            return jax.vmap(lambda into, at, x: into.at[(at, *begin)].set(x))(into, members, x)
 
-    changed = ("last", "live", "cache", "found")
-    return into._replace(
-        **{name: jax.tree.map(one, getattr(into, name), getattr(rows, name)) for name in changed}
+        return jax.tree.map(one, into, rows)
+
+    cache = by_heads(back, into.cache, members, rows.cache)
+    last, live, found = back(
+        (into.last, into.live, into.found), members, (rows.last, rows.live, rows.found)
     )
+    return into._replace(last=last, live=live, cache=cache, found=found)
+
+
+def by_heads(move: Callable[..., Any], cache: Any, members: Int[Array, "B W"], *more: Any) -> Any:
+    """`move(cache, members, *more)` of caches in groups. Where their heads are split each device
+    moves its own: XLA would bring all heads of some members to each, and send them back."""
+    heads = IN_GROUPS.index("kv_heads")
+    if split_among(("kv_heads",), (cache[0].keys.shape[heads],)) == 1:
+        return move(cache, members, *more)
+    return on_each_device(move, (heads, None, *[heads] * len(more)), cache, members, *more)

@@ -110,9 +110,7 @@ def by_row_shards(run: Callable[..., Any], params: Any, *rows: Array) -> Any:
     )(params, *rows)
 
 
-def on_each_device(
-    run: Callable[..., Array], heads: tuple[int | None, ...], *arguments: Any
-) -> Array:
+def on_each_device(run: Callable[..., Any], heads: tuple[int | None, ...], *arguments: Any) -> Any:
     """`run(*arguments)` with each device given its part: what XLA cannot divide, such as a kernel.
 
     The first axis of every array is the batch; `heads` says which axis of each argument is of
@@ -122,7 +120,7 @@ def on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return run(*arguments)
-    batch = ROWS if len(arguments[0]) % row_shards() == 0 else None
+    batch = ROWS if len(jax.tree.leaves(arguments[0])[0]) % row_shards() == 0 else None
     counts = [
         jax.tree.leaves(argument)[0].shape[axis]
         for argument, axis in zip(arguments, heads)

@@ -51,7 +51,7 @@ def sample(prompts, *, policy=POLICY, params=PARAMS, group=4, length=8, greedy=F
 
 
 def sample_on_mesh(
-    shape, prompts, *, policy=POLICY, params=PARAMS, group=4, length=8, greedy=False
+    shape, prompts, *, policy=POLICY, params=PARAMS, group=4, length=8, greedy=False, most=None
 ):
     """The same on the first devices, parameters sharded by the rules, prompts by their rows."""
     mesh = first_devices(*shape)
@@ -61,8 +61,8 @@ def sample_on_mesh(
         policy, group_size=group, completion_length=length, stop_ids=STOPS, pad_id=0, greedy=greedy
     )
     with use_mesh(mesh):
-        sampled = sampler(placed, shard_batch(prompts, mesh), stream_key(SEED, "train", STEP))
-        return jax.device_get(sampled)
+        key = stream_key(SEED, "train", STEP)
+        return jax.device_get(sampler(placed, shard_batch(prompts, mesh), key, most))
 
 
 # The bits of a row

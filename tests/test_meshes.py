@@ -21,6 +21,7 @@ from test_learner import (  # noqa: F401
     start_params,
 )
 
+from grpojax.collectives import amount, traffic_of
 from grpojax.config import Config, MeshConfig
 from grpojax.mesh import check_mesh, make_mesh, mesh_at_hand, mesh_notes
 from grpojax.model import Policy, abstract_params
@@ -59,14 +60,19 @@ def test_the_draws_do_not_depend_on_the_mesh(mesh_shape, eight):
     assert_same_draws(expected, (eight, sampled, POLICY, PARAMS))
 
 
-def test_decoding_sends_no_parameter():
-    """They are gathered once, before the loop over tokens."""
-    mesh, policy = first_devices(1, 2, 2), Policy(TINY)
-    sampler = make_sampler(policy, group_size=2, completion_length=8, stop_ids=(3,), pad_id=0)
+def compiled_sampler(mesh, **options):
+    """Abstract parameters, and the text of the program that samples with them for four prompts."""
+    policy = Policy(TINY)
+    sampler = make_sampler(policy, **options, stop_ids=(3,), pad_id=0)
     prompts = Prompts(np.ones((4, 7), np.int32), np.ones((4, 7), bool), np.arange(4))
     with use_mesh(mesh):
         params = abstract_params(policy, mesh)
-        program = sampler.lower(params, prompts, jax.random.key(0)).compile().as_text()
+        return params, sampler.lower(params, prompts, jax.random.key(0)).compile().as_text()
+
+
+def test_decoding_sends_no_parameter():
+    """They are gathered once, before the loop over tokens."""
+    params, program = compiled_sampler(first_devices(1, 2, 2), group_size=2, completion_length=8)
     kernels = [x.size for x in jax.tree.leaves(params["layers"]) if x.ndim > 2]
     smallest = min(kernels) // TINY.num_layers // 2  # the half of a device
     sent = {"decoding": [], "before": []}
@@ -75,6 +81,16 @@ def test_decoding_sends_no_parameter():
         shapes = re.findall(r"\w+\[([\d,]*)\]", line.partition("(%")[0].partition("(f32[")[0])
         sent[when] += [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
     assert max(sent["decoding"]) < smallest <= max(sent["before"])
+
+
+def test_a_cache_stays_where_it_lies_when_its_shape_changes():
+    group_size, length = 8, 256
+    _, program = compiled_sampler(
+        first_devices(1, 2, 2), group_size=group_size, completion_length=length
+    )
+    change = traffic_of(program).change
+    a_layer = 2 * 2 * group_size * length * TINY.head_dim * 4  # of 2 prompts; of one of two heads
+    assert change.keys() == {"all-gather", "all-reduce"} and amount(change).bytes < a_layer
 
 
 def config_of(model: dict, **grpo) -> Config:

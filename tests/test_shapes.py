@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
-from test_invariance import PARAMS, POLICY, SEED, STEP, STOPS, assert_same_draws
+from test_invariance import PARAMS, POLICY, SEED, STEP, STOPS, assert_same_draws, sample_on_mesh
 from test_invariance import prompts as prompts
 from test_scoring import equations
 
@@ -72,6 +72,17 @@ def test_all_shapes_give_the_same_draws(greedy, prompts, most, monkeypatch):
     assert (one.mask.sum(-1) <= most).all() and (one.mask.sum(-1) == most).any()
     assert_same_draws((prompts, one, POLICY, PARAMS), (prompts, many, POLICY, PARAMS), greedy)
     assert (many.tokens[~many.mask] == 0).all() and (many.logps[~many.mask] == 0).all()
+
+
+@pytest.mark.parametrize("mesh", [(1, 2, 2), (1, 1, 4), (2, 2, 1)], ids=str)
+def test_all_shapes_give_the_same_draws_on_any_mesh(mesh, prompts, most, monkeypatch):
+    """Where each device moves its heads of the caches, and where two heads lie on four devices."""
+    one = jax.device_get(
+        sampler_of(LENGTH, monkeypatch)(PARAMS, prompts, stream_key(SEED, "train", STEP), most)
+    )
+    monkeypatch.setattr(sampling, "SHORTEST", 4)
+    many = sample_on_mesh(mesh, prompts, group=GROUP, length=LENGTH, most=most)
+    assert_same_draws((prompts, one, POLICY, PARAMS), (prompts, many, POLICY, PARAMS))
 
 
 def test_completions_end_after_as_many_tokens_as_they_may_have(prompts, most, monkeypatch):
