@@ -80,10 +80,7 @@ def traffic_of(text: str) -> Traffic:
             body = called(line, "body")
             return repeated(of(body), turns(inside, line), loops_inside(body))
         if kind == "conditional":
-            names = []
-            for several, one in BRANCHES.findall(line):
-                names += [one] if one else re.findall(r"%?([\w.\-]+)", several)
-            return max(map(of, names), key=lambda x: x.total(1, 1).bytes, default=NOTHING)
+            return max(map(of, branches(line)), key=lambda x: x.total(1, 1).bytes, default=NOTHING)
         return in_turn(of(name) for name in CALLED.findall(line))
 
     def turns(inside: str, line: str) -> int | None:
@@ -96,11 +93,9 @@ def traffic_of(text: str) -> Traffic:
             operation = OPERATION.search(line)
             if operation is None or operation[1] not in ("while", "conditional", "call"):
                 continue
-            inner = re.findall(r"(?:body|to_apply)=%?([\w.\-]+)", line)
-            for several, one in BRANCHES.findall(line):
-                inner += [one] if one else re.findall(r"%?([\w.\-]+)", several)
             if operation[1] == "while" and turns(name, line) is None:
                 return True
+            inner = re.findall(r"(?:body|to_apply)=%?([\w.\-]+)", line) + branches(line)
             if any(map(loops_inside, inner)):
                 return True
         return False
@@ -182,6 +177,12 @@ def turns_of(line: str, inside: list[str], condition: list[str], body: list[str]
 def root_of(lines: list[str]) -> str:
     """The line that a computation comes to."""
     return next((line for line in lines if line.lstrip().startswith("ROOT")), "")
+
+
+def branches(line: str) -> list[str]:
+    """The computations that a conditional has."""
+    found = BRANCHES.findall(line)
+    return [name for names in found for name in re.findall(r"[\w.\-]+", " ".join(names))]
 
 
 def called(line: str, part: str) -> str:
