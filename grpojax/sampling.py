@@ -123,6 +123,12 @@ def make_sampler(
         widths, lengths = jnp.array(shapes).T
         return (t <= lengths) & (live.sum(-1).max() <= widths)
 
+    def is_first(shapes: list[Shape], chosen: int, carry: tuple[Array, Rows]) -> Bool[Array, ""]:
+        """Whether some row lives, and the chosen shape is the first to fit."""
+        t, rows = carry
+        fits = fitting(shapes, t, rows.live)
+        return rows.live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
+
     def decode(
         shapes: list[Shape], chosen: int, leaves: Params, prefix: Prefix, t: Array, rows: Rows
     ) -> tuple[Int[Array, ""], Rows]:
@@ -142,30 +148,22 @@ def make_sampler(
             rows = rows._replace(cache=cache, found=with_token(rows, token, logp, t))
             return t + 1, rows._replace(last=token, live=goes_on(rows, token, t))
 
-        def still_first(carry: tuple[Int[Array, ""], Rows]) -> Bool[Array, ""]:
-            fits = fitting(shapes, carry[0], carry[1].live)
-            return carry[1].live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
-
         members = jnp.argsort(by_rows(~rows.live), axis=-1, stable=True)[:, :width]
         few = take(rows, members, columns)
         # In the loop all completions lie along one axis, as attention reads them.
         few = with_cache(few, lambda x: constrain(x.reshape(-1, *x.shape[2:]), IN_LOOP))
-        t, few = jax.lax.while_loop(still_first, step, (t, few))
+        t, few = jax.lax.while_loop(functools.partial(is_first, shapes, chosen), step, (t, few))
         few = with_cache(few, lambda x: x.reshape(*members.shape, *x.shape[1:]))
         return t, put(rows, members, few)
 
     def decode_in(shapes: list[Shape], leaves: Params, prefix: Prefix, t: Array, rows: Rows):
         """As many tokens as fit some of these shapes, always in the first that fits."""
 
-        def is_first(chosen: int, carry: tuple[Array, Rows]) -> Bool[Array, ""]:
-            fits = fitting(shapes, carry[0], carry[1].live)
-            return carry[1].live.any() & fits[chosen] & (jnp.argmax(fits) == chosen)
-
         def in_turn(carry: tuple[Array, Rows]) -> tuple[Array, Rows]:
             # Loops of one turn or none: through a `switch` XLA would carry a copy of every cache.
             for chosen in range(len(shapes)):
                 turn = functools.partial(decode, shapes, chosen, leaves, prefix)
-                holds = functools.partial(is_first, chosen)
+                holds = functools.partial(is_first, shapes, chosen)
                 carry = jax.lax.while_loop(holds, lambda carry, turn=turn: turn(*carry), carry)
             return carry
 
