@@ -48,6 +48,7 @@ def config_of(model, mesh, completion_length):
 
 def programs_of(config):
     """Policy, mesh and compiled programs of a config on the slice."""
+    jax.config.update("jax_enable_compilation_cache", False)  # as `make_plan`: none loads here
     mesh = make_mesh(config.mesh, devices_of(parse_topology(SLICE)))
     policy = Policy(choose_attention(config.model, mesh.devices.flat[0]))
     found = lowered(config, policy, mesh, stops=(3,))
@@ -91,7 +92,7 @@ def test_the_cache_is_written_where_it_lies(dense):
     memory = programs["sample"].memory_analysis()
     beside = memory.peak_memory_in_bytes - memory.argument_size_in_bytes - weights
     say(f"sampler: beside the weights there are {beside / cache:.2f} of a cache of {cache} bytes")
-    assert cache <= beside < 2 * cache
+    assert cache <= beside < 1.5 * cache
 
 
 @pytest.mark.parametrize("name", ["sample", "reference", "update"])
