@@ -11,6 +11,7 @@ import pytest
 
 from grpojax.arguments import PlanArguments, parse_with_config
 from grpojax.blueprint import describe_plan
+from grpojax.collectives import traffic_of
 from grpojax.config import Config, GRPOConfig, MeshConfig, ModelConfig, SamplingConfig
 from grpojax.forecast import parameters_each
 from grpojax.kernels import choose_attention
@@ -93,6 +94,12 @@ def test_the_cache_is_written_where_it_lies(dense):
     beside = memory.peak_memory_in_bytes - memory.argument_size_in_bytes - weights
     say(f"sampler: beside the weights there are {beside / cache:.2f} of a cache of {cache} bytes")
     assert cache <= beside < 1.5 * cache
+
+
+def test_no_cache_is_sent_when_its_shape_changes(dense):
+    change = traffic_of(dense[-1]["sample"].as_text()).change
+    say(f"sampler: a change of shape sends {change}")
+    assert not change.keys() & {"all-to-all", "collective-permute"}
 
 
 @pytest.mark.parametrize("name", ["sample", "reference", "update"])
